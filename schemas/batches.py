@@ -1,0 +1,97 @@
+"""What travels between the stages: chunks, their embeddings, and the receipts of the stores."""
+
+import base64
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from schemas.document import MetadataValue
+from schemas.key import Key
+from schemas.revision import Revision
+
+Store = Literal["milvus", "opensearch"]
+STORES: tuple[Store, ...] = ("milvus", "opensearch")
+CHUNKS_PER_BATCH = 64
+
+
+class Attributes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a document says of itself beside its text; every chunk's row carries it."""
+
+    created_at: datetime
+    title: str | None = None
+    source: str | None = None
+    source_confidence: float | None = None
+    tags: list[str] = []
+    metadata: dict[str, MetadataValue] = {}
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One passage. `start` and `end` are character offsets into the document's text as it was sent.
+
+    `text` is exactly that slice for plain text and Markdown; for HTML it is what a reader sees of it.
+    """
+
+    ordinal: int
+    text: str
+    start: int
+    end: int
+    tokens: int
+    headings: list[str] = []
+
+
+class ChunkBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """Up to 64 consecutive chunks of one revision: ordinals `first` to `first + len(chunks)`, of `total`.
+
+    A deletion, and a document without any text, is one batch with `total` 0.
+    """
+
+    tenant: str
+    doc_id: str
+    revision: Revision
+    total: int
+    first: int
+    attributes: Attributes
+    chunks: list[Chunk]
+    deleted: bool = False
+
+    @property
+    def key(self) -> Key:
+        return Key(self.tenant, self.doc_id)
+
+
+class EmbeddingBatch(ChunkBatch, frozen=True, kw_only=True):
+    """A ChunkBatch and its vectors: base64 of a C-ordered little-endian float32 matrix, `len(chunks)` x `dimension`."""
+
+    encoder: str
+    dimension: int
+    vectors: str
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """`store` holds the rows `first` to `first + count` of this revision, which has `total`."""
+
+    tenant: str
+    doc_id: str
+    revision: Revision
+    store: Store
+    total: int
+    first: int
+    count: int
+    deleted: bool = False
+
+    @property
+    def key(self) -> Key:
+        return Key(self.tenant, self.doc_id)
+
+
+def pack_vectors(vectors: npt.NDArray[np.floating[Any]]) -> str:
+    """Vectors (n x dimension) as they travel."""
+    return base64.b64encode(np.ascontiguousarray(vectors, dtype="<f4").tobytes()).decode("ascii")
+
+
+def unpack_vectors(packed: str, dimension: int) -> npt.NDArray[np.float32]:
+    """The inverse of `pack_vectors`, float32 (n x dimension), read-only; raises ValueError when the size does not fit."""
+    return np.frombuffer(base64.b64decode(packed, validate=True), dtype="<f4").reshape(-1, dimension)

@@ -1,0 +1,58 @@
+"""Creates what is missing of the topics and leaves alone what is there."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+from headrace.errors import Misconfigured, Transient
+from topics.table import TOPICS, Names, Topic
+
+
+def topic_config(topic: Topic) -> dict[str, str]:
+    """The topic's settings as Kafka spells them."""
+    config = {"cleanup.policy": topic.cleanup, "max.message.bytes": str(topic.max_bytes)}
+    if topic.retention_ms is not None:
+        config["retention.ms"] = str(topic.retention_ms)
+    return config
+
+
+def existing_topics(kafka: dict[str, Any], timeout: float = 10.0) -> dict[str, int]:
+    """Every topic of the cluster with its number of partitions. Raises Transient when no broker answers."""
+    try:
+        found = AdminClient(kafka).list_topics(timeout=timeout).topics
+    except KafkaException as exc:
+        raise Transient("kafka", f"no broker answers at {kafka['bootstrap.servers']}: {exc.args[0].str()}") from exc
+    return {name: len(metadata.partitions) for name, metadata in found.items()}
+
+
+def create_topics(
+    kafka: dict[str, Any], names: Names, *, partitions: int, replication: int, topics: Iterable[Topic] = TOPICS
+) -> list[str]:
+    """Create the topics that are missing and return their names. Safe to call from several places at once.
+
+    Raises Transient when no broker answers, Misconfigured when one refuses.
+    """
+    there = existing_topics(kafka)
+    missing = [topic for topic in topics if names.topic(topic.name) not in there]
+    if not missing:
+        return []
+    wanted = [
+        NewTopic(
+            names.topic(topic.name),
+            num_partitions=partitions,
+            replication_factor=replication,
+            config=topic_config(topic),
+        )
+        for topic in missing
+    ]
+    created = []
+    for name, future in AdminClient(kafka).create_topics(wanted).items():
+        try:
+            future.result()
+            created.append(name)
+        except KafkaException as exc:
+            if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise Misconfigured(f"Kafka refuses to create topic {name}: {exc.args[0].str()}") from exc
+    return created

@@ -1,0 +1,171 @@
+"""The topics in travel order. Compose, Kubernetes, the published contract and the docs are checked against this table."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas import Answer, ChunkBatch, Document, DocumentEvent, EmbeddingBatch, Query, Receipt
+
+KIB, MIB = 1024, 1024 * 1024
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+RAW_MAX_BYTES = 10 * MIB
+"""The largest record of the topics that producers write; their clients refuse a larger one before sending it."""
+RECORD_MAX_BYTES = 1_000_000
+"""The largest record of every other topic but the dead letters."""
+DEAD_MAX_BYTES = RAW_MAX_BYTES + 64 * KIB
+"""A dead letter is the original record and the headers that say why."""
+
+Lane = Literal["urgent", "bulk"]
+LANES: tuple[Lane, ...] = ("urgent", "bulk")
+"""In the order in which they are drained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One topic. `retention_ms` is None where compaction alone bounds it; `message_type` None means bytes as they came."""
+
+    name: str
+    key: str
+    message_type: type | None
+    cleanup: Literal["compact", "delete"]
+    retention_ms: int | None
+    written_by: tuple[str, ...]
+    read_by: tuple[str, ...]
+    lane: Lane = "bulk"
+    max_bytes: int = RECORD_MAX_BYTES
+    summary: str
+
+
+PRODUCERS, OPERATORS, APPS = "producers", "operators", "apps"
+DOCUMENT_STAGES = ("chunk", "embed", "upsert-milvus", "upsert-opensearch", "commit")
+UPSERTS = ("upsert-milvus", "upsert-opensearch")
+DOCUMENT_KEY = "tenant/doc_id"
+
+
+def _lanes(bulk: str, urgent: str, **columns: object) -> tuple[Topic, Topic]:
+    return (
+        Topic(name=bulk, lane="bulk", **columns),  # type: ignore[arg-type]
+        Topic(name=urgent, lane="urgent", **columns),  # type: ignore[arg-type]
+    )
+
+
+TOPICS: tuple[Topic, ...] = (
+    *_lanes(
+        "documents.raw",
+        "documents.urgent",
+        key=DOCUMENT_KEY,
+        message_type=Document,
+        cleanup="compact",
+        retention_ms=None,
+        written_by=(PRODUCERS,),
+        read_by=("chunk",),
+        max_bytes=RAW_MAX_BYTES,
+        summary="Documents as they were sent; no value deletes the document.",
+    ),
+    *_lanes(
+        "documents.chunks",
+        "documents.chunks.urgent",
+        key=DOCUMENT_KEY,
+        message_type=ChunkBatch,
+        cleanup="delete",
+        retention_ms=7 * DAY_MS,
+        written_by=("chunk",),
+        read_by=("embed",),
+        summary="Up to 64 chunks of one document.",
+    ),
+    *_lanes(
+        "documents.embeddings",
+        "documents.embeddings.urgent",
+        key=DOCUMENT_KEY,
+        message_type=EmbeddingBatch,
+        cleanup="delete",
+        retention_ms=7 * DAY_MS,
+        written_by=("embed",),
+        read_by=UPSERTS,
+        summary="The same chunks with their vectors.",
+    ),
+    Topic(
+        name="documents.stored",
+        key=DOCUMENT_KEY,
+        message_type=Receipt,
+        cleanup="delete",
+        retention_ms=7 * DAY_MS,
+        written_by=UPSERTS,
+        read_by=("commit",),
+        summary="A store holds these chunks.",
+    ),
+    Topic(
+        name="documents.events",
+        key=DOCUMENT_KEY,
+        message_type=DocumentEvent,
+        cleanup="delete",
+        retention_ms=7 * DAY_MS,
+        written_by=DOCUMENT_STAGES,
+        read_by=(PRODUCERS, OPERATORS),
+        summary="What became of each version of a document.",
+    ),
+    Topic(
+        name="documents.dead",
+        key="the original's",
+        message_type=None,
+        cleanup="delete",
+        retention_ms=90 * DAY_MS,
+        written_by=DOCUMENT_STAGES,
+        read_by=(OPERATORS,),
+        max_bytes=DEAD_MAX_BYTES,
+        summary="What can't be processed, byte for byte, with the reason in its headers.",
+    ),
+    Topic(
+        name="queries",
+        key="any",
+        message_type=Query,
+        cleanup="delete",
+        retention_ms=HOUR_MS,
+        written_by=(APPS,),
+        read_by=("query",),
+        summary="Questions.",
+    ),
+    Topic(
+        name="replies",
+        key="the request's key",
+        message_type=Answer,
+        cleanup="delete",
+        retention_ms=HOUR_MS,
+        written_by=("query",),
+        read_by=(APPS,),
+        summary="Answers, and the pieces of streamed ones.",
+    ),
+)
+
+BY_NAME = {topic.name: topic for topic in TOPICS}
+GROUPS: tuple[str, ...] = (*DOCUMENT_STAGES, "query")
+"""The stages that consume, each with a consumer group of its own, in travel order."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names on a given cluster: the table's, behind the deployment's prefixes."""
+
+    topic_prefix: str = ""
+    group_prefix: str = "headrace-"
+
+    def topic(self, name: str) -> str:
+        """Raises KeyError for a topic that the table does not have; `replies.<app>` counts as `replies`."""
+        if not name.startswith("replies."):
+            BY_NAME[name]
+        return self.topic_prefix + name
+
+    def group(self, stage: str) -> str:
+        if stage not in GROUPS:
+            raise KeyError(stage)
+        return self.group_prefix + stage
+
+    def read_by(self, stage: str, lane: Lane) -> list[str]:
+        """The topics that a stage reads, on one lane."""
+        return [self.topic(t.name) for t in TOPICS if stage in t.read_by and t.lane == lane]
+
+    def written_by(self, stage: str, message_type: type, lane: Lane) -> str:
+        """The topic a stage's messages of one type go to; topics without lanes take both."""
+        found = [t for t in TOPICS if stage in t.written_by and t.message_type is message_type]
+        return self.topic(next((t for t in found if t.lane == lane), found[0]).name)
