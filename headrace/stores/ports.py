@@ -1,0 +1,144 @@
+"""What the stages and the retrieval need of a store. Everything here blocks (call it from a thread) and is thread-safe.
+
+Every method raises Transient while its server is away or overloaded, and Misconfigured when what is there can't be used.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from headrace.stores.filters import Filters
+from schemas import Attributes, Key, Manifest
+
+
+class VectorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk in the vector store. `vector` is float32, one-dimensional."""
+
+    id: str
+    doc_id: str
+    version: int
+    ordinal: int
+    content_hash: str
+    attributes: Attributes
+    vector: npt.NDArray[np.float32]
+
+
+class TextRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk in the text store."""
+
+    id: str
+    doc_id: str
+    version: int
+    ordinal: int
+    content_hash: str
+    attributes: Attributes
+    text: str
+    start: int
+    end: int
+    headings: list[str] = []
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """What a search found: a chunk's id, its document, the searcher's score (higher is better); the row where the searcher has it."""
+
+    id: str
+    doc_id: str
+    score: float
+    row: TextRow | None = None
+
+
+class StoreCount(msgspec.Struct, frozen=True, kw_only=True):
+    documents: int
+    chunks: int
+
+
+class VectorStore(Protocol):
+    """Milvus: a collection a tenant, made when its first row comes."""
+
+    def check(self) -> None:
+        """Raise Transient or Misconfigured if the server, or a collection of another encoder, can't be used."""
+
+    def upsert(self, tenant: str, rows: Sequence[VectorRow]) -> None:
+        """Return when the server has confirmed every row. A row of the same id is overwritten."""
+
+    def delete(self, tenant: str, ids: Sequence[str]) -> None:
+        """Delete by id, whatever of it is there. A tenant without a collection has nothing to delete."""
+
+    def search(
+        self, tenant: str, vector: npt.NDArray[np.float32], *, limit: int, filters: Filters
+    ) -> list[Candidate]:
+        """The nearest rows by cosine, best first. [] for a tenant without a collection."""
+
+    def count(self, tenant: str) -> StoreCount:
+        """Exact, with strong consistency; meant for people and tests, not for the hot path."""
+
+    def tenants(self) -> list[str]: ...
+
+
+class TextStore(Protocol):
+    """OpenSearch: an index a tenant, made when its first row comes."""
+
+    def check(self) -> None:
+        """Raise Transient or Misconfigured if the server can't be used."""
+
+    def upsert(self, tenant: str, rows: Sequence[TextRow]) -> None:
+        """Return when the server has confirmed every row. A row of the same id is overwritten."""
+
+    def delete(self, tenant: str, ids: Sequence[str]) -> None:
+        """Delete by id, whatever of it is there, also what no refresh has made visible yet."""
+
+    def search(self, tenant: str, text: str, *, limit: int, filters: Filters) -> list[Candidate]:
+        """BM25 over text and title, best first, each with its row. [] for a tenant without an index."""
+
+    def read(
+        self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str]
+    ) -> tuple[dict[str, TextRow], dict[str, Manifest]]:
+        """Rows by chunk id and manifests by doc_id, in one realtime multi-get; what isn't there is left out."""
+
+    def count(self, tenant: str) -> StoreCount:
+        """Exact, after a refresh; meant for people and tests, not for the hot path."""
+
+    def tenants(self) -> list[str]: ...
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """A manifest as it was read, and what a compare-and-set needs to replace just that one."""
+
+    manifest: Manifest
+    seq_no: int | None = None
+    primary_term: int | None = None
+
+
+class ManifestCount(msgspec.Struct, frozen=True, kw_only=True):
+    """Documents that are live, the chunks that their manifests name, and tombstones."""
+
+    documents: int
+    chunks: int
+    deleted: int
+
+
+class ManifestStore(Protocol):
+    """OpenSearch: an index of manifests a tenant."""
+
+    def read(self, keys: Iterable[Key]) -> dict[Key, Stored]:
+        """Realtime multi-get over all tenants at once. A document without a manifest gets an empty one, with no `seq_no`."""
+
+    def write(self, replacements: Mapping[Key, Stored]) -> set[Key]:
+        """Replace each manifest if it is still the one with this `seq_no` and `primary_term` (or still absent).
+
+        Returns the keys that somebody else wrote first: read those again. Everything else is confirmed.
+        """
+
+    def count(self, tenant: str) -> ManifestCount:
+        """Exact, after a refresh; meant for people and tests."""
+
+    def tenants(self) -> list[str]: ...
+
+
+def created_at_ms(moment: datetime) -> int:
+    """Unix milliseconds, as both stores hold times."""
+    return round(moment.timestamp() * 1000)

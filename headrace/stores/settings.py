@@ -1,0 +1,40 @@
+"""Where the stores are and how they are used."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class MilvusSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str = "http://127.0.0.1:19530"
+    token: SecretStr | None = None
+    """`user:password` or an API key."""
+    timeout_s: Seconds = 30.0
+    search_timeout_s: Seconds = 5.0
+
+
+class OpenSearchSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = "http://127.0.0.1:9200"
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_certs: str | None = None
+    timeout_s: Seconds = 30.0
+    search_timeout_s: Seconds = 5.0
+    analyzer: Literal["english", "standard", "german", "french", "spanish", "italian", "portuguese", "cjk"] = "english"
+    replicas: Annotated[int, Field(ge=0)] = 0
+    refresh_interval: str = "1s"
+
+
+class StoreSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "tenant_"
+    """What every collection and index name begins with; deployments that share a store differ in it."""
+    milvus: MilvusSettings = MilvusSettings()
+    opensearch: OpenSearchSettings = OpenSearchSettings()
