@@ -75,7 +75,7 @@ class WorkerSettings(BaseModel):
     buffer_bytes: Annotated[int, Field(ge=1_000_000)] = 32_000_000
     """Record bytes a worker holds of each lane, beyond what one fetch brings (16 MB, or one record)."""
     batch_messages: Annotated[int, Field(ge=1, le=4096)] = 256
-    batch_bytes: Annotated[int, Field(ge=1)] = 8_000_000
+    batch_bytes: Annotated[int, Field(ge=1)] = 4_000_000
     """A batch ends at whichever comes first."""
     stuck_after_s: Annotated[float, Field(gt=0)] = 180.0
     """Liveness fails when a worker has been out of its group, or has had work and made no progress, for as long."""

@@ -5,6 +5,7 @@ Readers ignore fields they do not know; a new field always has a default; a fiel
 
 from schemas.batches import Attributes, Chunk, ChunkBatch, EmbeddingBatch, Receipt, Store
 from schemas.document import Chunking, Document, MetadataValue, Strategy
+from schemas.encoder import EncoderIdentity
 from schemas.event import DocumentEvent, EventError, Status
 from schemas.key import Key, parse_key
 from schemas.manifest import Intake, Live, Manifest, Pending, Span, Sweep
@@ -36,6 +37,7 @@ __all__ = [
     "Document",
     "DocumentEvent",
     "EmbeddingBatch",
+    "EncoderIdentity",
     "ErrorCode",
     "EventError",
     "Fusion",

@@ -1,6 +1,7 @@
 """What travels between the stages: chunks, their embeddings, and the receipts of the stores."""
 
 import base64
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, Literal
 
@@ -95,3 +96,21 @@ def pack_vectors(vectors: npt.NDArray[np.floating[Any]]) -> str:
 def unpack_vectors(packed: str, dimension: int) -> npt.NDArray[np.float32]:
     """The inverse of `pack_vectors`, float32 (n x dimension), read-only; raises ValueError when the size does not fit."""
     return np.frombuffer(base64.b64decode(packed, validate=True), dtype="<f4").reshape(-1, dimension)
+
+
+def pack_chunks(chunks: Iterable[Chunk], *, room: int, each: int = 0) -> Iterator[list[Chunk]]:
+    """Group consecutive chunks into lists of up to 64 whose JSON, and `each` bytes beside every chunk, take up to `room` bytes.
+
+    A chunk that needs more than `room` stands alone.
+    """
+    group: list[Chunk] = []
+    size = 0
+    for chunk in chunks:
+        needed = len(msgspec.json.encode(chunk)) + each + 1
+        if group and (len(group) == CHUNKS_PER_BATCH or size + needed > room):
+            yield group
+            group, size = [], 0
+        group.append(chunk)
+        size += needed
+    if group:
+        yield group

@@ -48,7 +48,8 @@ def create_topics(
         for topic in missing
     ]
     created = []
-    for name, future in AdminClient(kafka).create_topics(wanted).items():
+    admin = AdminClient(kafka)  # It has to outlive its futures.
+    for name, future in admin.create_topics(wanted).items():
         try:
             future.result()
             created.append(name)

@@ -4,7 +4,6 @@ Every method raises Transient while its server is away or overloaded, and Miscon
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Protocol
 
 import msgspec
@@ -68,9 +67,7 @@ class VectorStore(Protocol):
     def delete(self, tenant: str, ids: Sequence[str]) -> None:
         """Delete by id, whatever of it is there. A tenant without a collection has nothing to delete."""
 
-    def search(
-        self, tenant: str, vector: npt.NDArray[np.float32], *, limit: int, filters: Filters
-    ) -> list[Candidate]:
+    def search(self, tenant: str, vector: npt.NDArray[np.float32], *, limit: int, filters: Filters) -> list[Candidate]:
         """The nearest rows by cosine, best first. [] for a tenant without a collection."""
 
     def count(self, tenant: str) -> StoreCount:
@@ -137,8 +134,3 @@ class ManifestStore(Protocol):
         """Exact, after a refresh; meant for people and tests."""
 
     def tenants(self) -> list[str]: ...
-
-
-def created_at_ms(moment: datetime) -> int:
-    """Unix milliseconds, as both stores hold times."""
-    return round(moment.timestamp() * 1000)

@@ -1,0 +1,113 @@
+"""Puts each stage together from the settings, and runs one as a process."""
+
+import time
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from agents.chunk import Chunker
+from agents.commit import Committer
+from agents.embed import Embedder
+from agents.query import QueryAnswerer
+from agents.stage import Stage
+from agents.upsert_milvus import MilvusUpserter
+from agents.upsert_opensearch import OpenSearchUpserter
+from agents.worker import Worker
+from headrace import telemetry, wiring
+from headrace.config import Settings
+from headrace.encoders import encoder_identity, model_name
+from headrace.errors import Misconfigured, Transient
+from headrace.retrieval import Retriever
+from topics import GROUPS
+from topics.provisioning import existing_topics
+
+log = structlog.get_logger("headrace.app")
+
+CHUNK_MESSAGE_BYTES = 2_500
+"""About what a chunk of 256 tokens takes in a message: a batch is full at about `encoder.batch_size` chunks."""
+
+
+def build_stage(name: str, settings: Settings) -> Stage[Any]:
+    """The stage with everything that it works with. Raises Misconfigured when that doesn't fit together."""
+    batch_messages, batch_bytes = settings.worker.batch_messages, settings.worker.batch_bytes
+    match name:
+        case "chunk":
+            tokenizer, readable = wiring.build_tokenizer(settings)
+            chunker = Chunker(
+                tokenizer=tokenizer,
+                encoder=model_name(settings.encoder),
+                encoder_max_tokens=readable,
+                default=settings.chunking.chunking(),
+                manifests=wiring.build_manifests(settings),
+            )
+            return chunker.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
+        case "embed":
+            embedder = Embedder(encoder=wiring.build_encoder(settings))
+            return embedder.stage(
+                batch_messages=batch_messages, batch_bytes=settings.encoder.batch_size * CHUNK_MESSAGE_BYTES
+            )
+        case "upsert-milvus":
+            milvus = MilvusUpserter(vectors=_checked(wiring.build_vectors(settings)), encoder=encoder_identity(settings.encoder))
+            return milvus.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
+        case "upsert-opensearch":
+            opensearch = OpenSearchUpserter(texts=_checked(wiring.build_texts(settings)))
+            return opensearch.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
+        case "commit":
+            committer = Committer(
+                manifests=wiring.build_manifests(settings),
+                vectors=wiring.build_vectors(settings),
+                texts=wiring.build_texts(settings),
+            )
+            return committer.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
+        case "query":
+            encoder = wiring.build_encoder(settings)
+            vectors = _checked(wiring.build_vectors(settings))
+            answerer = QueryAnswerer(
+                retriever=Retriever(vectors, wiring.build_texts(settings), encoder, settings.retrieval),
+                encoder=encoder,
+                settings=settings.retrieval,
+                names=settings.kafka.names,
+                partitions_of=CachedPartitions(settings.kafka.confluent()),
+            )
+            return answerer.stage(batch_bytes=batch_bytes)
+    raise Misconfigured(f"there is no stage {name!r}; the stages are {', '.join(GROUPS)}")
+
+
+class Checkable(Protocol):
+    def check(self) -> None: ...
+
+
+C = TypeVar("C", bound=Checkable)
+
+
+def _checked(store: C) -> C:
+    """Refuse to start on a store that can't be used; one that is away is waited for when there is work."""
+    try:
+        store.check()
+    except Transient as exc:
+        log.warning("service_away_at_start", service=exc.service, reason=str(exc))
+    return store
+
+
+class CachedPartitions:
+    """How many partitions a topic has; looks again at most every few seconds, so a new reply topic is known soon."""
+
+    FRESH_S = 5.0
+
+    def __init__(self, kafka: dict[str, Any]) -> None:
+        self._kafka = kafka
+        self._topics: dict[str, int] = {}
+        self._looked = float("-inf")
+
+    def __call__(self, topic: str) -> int | None:
+        """Raises Transient when no broker answers."""
+        if topic not in self._topics and time.monotonic() - self._looked > self.FRESH_S:
+            self._topics = existing_topics(self._kafka)
+            self._looked = time.monotonic()
+        return self._topics.get(topic)
+
+
+def run(stage: str, settings: Settings) -> int:
+    """Run one stage in this process until it is told to stop; the exit code. Raises Misconfigured before anything is consumed."""
+    telemetry.configure_logging(settings.log.level, settings.log.format)
+    return Worker(build_stage(stage, settings), settings.kafka, settings.worker).run()

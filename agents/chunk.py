@@ -1,0 +1,201 @@
+"""documents.raw, documents.urgent -> documents.chunks, documents.chunks.urgent: reads a document, lets its version in, cuts it.
+
+Key: tenant/doc_id, all along. A replay is harmless: the same record gives the same revision, the same chunks and the same ids, and
+its version is noted in the manifest once. Poison: what can't be read, a key of another form, descriptions that are too large,
+a chunking that the encoder can't read.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+
+from agents.stage import Item, Outgoing, Record, Stage
+from headrace import telemetry
+from headrace.chunking import Chunks, TokenCounter, check_chunking, chunk
+from headrace.errors import Poison
+from headrace.stores.ports import ManifestStore
+from headrace.versions import DELETED_FINGERPRINT, Admission, admit, fingerprint
+from schemas import (
+    Attributes,
+    ChunkBatch,
+    Chunking,
+    Document,
+    DocumentEvent,
+    Key,
+    Revision,
+    Status,
+    encode,
+    parse_key,
+)
+from schemas.batches import pack_chunks
+from schemas.document import Deletion, read_document
+from topics import RECORD_MAX_BYTES, Lane
+
+STAGE = "chunk"
+ATTRIBUTES_MAX_BYTES = 64 * 1024
+SOURCE_MAX_BYTES = 8 * 1024
+TAGS_MAX, TAG_MAX_BYTES = 1000, 512
+CHUNKS_ROOM_BYTES = RECORD_MAX_BYTES // 2
+"""Of a record, for its chunks; a document's attributes and the record's own fields fit in the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """A version of a document as it arrived, complete with what its record says of it."""
+
+    key: Key
+    document: Document | Deletion
+    revision: Revision
+    attributes: Attributes
+    chunking: Chunking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunker:
+    """What `chunk` works with. `encoder` is the model's name: another model makes other rows of the same document."""
+
+    tokenizer: TokenCounter
+    encoder: str
+    encoder_max_tokens: int
+    default: Chunking
+    manifests: ManifestStore
+
+    def stage(self, *, batch_messages: int, batch_bytes: int) -> Stage[Incoming]:
+        return Stage(
+            name=STAGE, decode=self.decode, work=self.work, batch_messages=batch_messages, batch_bytes=batch_bytes
+        )
+
+    def decode(self, record: Record) -> Incoming:
+        telemetry.INGEST_REQUESTS.inc()
+        try:
+            key = parse_key(record.key)
+        except ValueError as exc:
+            raise Poison("bad_key", str(exc)) from exc
+        try:
+            document = read_document(record.value)
+        except msgspec.ValidationError as exc:
+            raise Poison("bad_document", str(exc)) from exc
+        except msgspec.DecodeError as exc:
+            raise Poison("bad_json", str(exc)) from exc
+        for name, named, expected in (
+            ("tenant", document.tenant, key.tenant),
+            ("doc_id", document.doc_id, key.doc_id),
+        ):
+            if named is not None and named != expected:
+                raise Poison("key_mismatch", f"{name} is {named!r} in the document and {expected!r} in the record's key")
+        arrived = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+        chunking = self.default
+        if isinstance(document, Deletion):
+            attributes, content = Attributes(created_at=arrived), DELETED_FINGERPRINT
+        else:
+            chunking = document.chunking or self.default
+            attributes = _attributes(document, arrived)
+            try:
+                check_chunking(chunking, self.encoder_max_tokens)
+            except ValueError as exc:
+                raise Poison("bad_chunking", str(exc)) from exc
+            content = fingerprint(document, chunking, self.encoder)
+        version = record.timestamp if document.version is None else document.version
+        revision = Revision(version=version, timestamp=record.timestamp, offset=record.offset, fingerprint=content)
+        return Incoming(key=key, document=document, revision=revision, attributes=attributes, chunking=chunking)
+
+    async def work(self, batch: Sequence[Item[Incoming]]) -> list[Outgoing]:
+        return await asyncio.to_thread(self._work, batch)
+
+    def _work(self, batch: Sequence[Item[Incoming]]) -> list[Outgoing]:
+        chunked = [self._chunked(item.message) for item in batch]
+        admissions = self._admit([item.message for item in batch], [len(chunks) for chunks in chunked])
+        outgoing: list[Outgoing] = []
+        for item, chunks, admission in zip(batch, chunked, admissions, strict=True):
+            if admission is Admission.SEND:
+                outgoing.extend(_batches(item.message, chunks, item.record.lane))
+            else:
+                outgoing.append(_event(item.message, "unchanged" if admission is Admission.UNCHANGED else "superseded"))
+        return outgoing
+
+    def _chunked(self, incoming: Incoming) -> Chunks:
+        document = incoming.document
+        text, content_type = ("", "text/plain") if isinstance(document, Deletion) else (document.text, document.content_type)
+        return chunk(text, content_type, incoming.chunking, self.tokenizer)
+
+    def _admit(self, versions: Sequence[Incoming], chunks: Sequence[int]) -> list[Admission]:
+        """Note in the manifests what is let in. Where somebody else wrote one first, look at it again."""
+        admissions: dict[int, Admission] = {}
+        undecided = list(range(len(versions)))
+        while undecided:
+            stored = self.manifests.read({versions[index].key for index in undecided})
+            replacements = {}
+            for index in undecided:
+                incoming = versions[index]
+                current = replacements.get(incoming.key, stored[incoming.key])
+                verdict = admit(
+                    current.manifest,
+                    incoming.revision,
+                    chunks=chunks[index],
+                    deleted=isinstance(incoming.document, Deletion),
+                    at=datetime.now(UTC),
+                )
+                admissions[index] = verdict.admission
+                if verdict.manifest is not None:
+                    replacements[incoming.key] = msgspec.structs.replace(current, manifest=verdict.manifest)
+            conflicts = self.manifests.write(replacements)
+            undecided = [index for index in undecided if versions[index].key in conflicts]
+        return [admissions[index] for index in range(len(versions))]
+
+
+def _attributes(document: Document, arrived: datetime) -> Attributes:
+    attributes = Attributes(
+        created_at=(document.created_at or arrived).astimezone(UTC),
+        title=document.title,
+        source=document.source,
+        source_confidence=document.source_confidence,
+        tags=document.tags,
+        metadata=document.metadata,
+    )
+    size = len(encode(attributes))
+    if size > ATTRIBUTES_MAX_BYTES:
+        raise Poison(
+            "attributes_too_large",
+            f"title, source, tags and metadata take {size} bytes as JSON; at most {ATTRIBUTES_MAX_BYTES} fit",
+        )
+    if len((document.source or "").encode()) > SOURCE_MAX_BYTES:
+        raise Poison("attributes_too_large", f"the source takes more than {SOURCE_MAX_BYTES} bytes")
+    if len(document.tags) > TAGS_MAX or any(len(tag.encode()) > TAG_MAX_BYTES for tag in document.tags):
+        raise Poison("attributes_too_large", f"at most {TAGS_MAX} tags of at most {TAG_MAX_BYTES} bytes each fit")
+    return attributes
+
+
+def _batches(incoming: Incoming, chunks: Chunks, lane: Lane) -> Iterator[Outgoing]:
+    topic = "documents.chunks.urgent" if lane == "urgent" else "documents.chunks"
+    first = 0
+    # A deletion, and a document without text, travels as one batch without chunks.
+    for group in pack_chunks(chunks, room=CHUNKS_ROOM_BYTES) if len(chunks) else ([],):
+        batch = ChunkBatch(
+            tenant=incoming.key.tenant,
+            doc_id=incoming.key.doc_id,
+            revision=incoming.revision,
+            total=len(chunks),
+            first=first,
+            attributes=incoming.attributes,
+            chunks=group,
+            deleted=isinstance(incoming.document, Deletion),
+        )
+        yield Outgoing(topic=topic, key=incoming.key.encode(), value=encode(batch), chunks=len(group))
+        first += len(group)
+
+
+def _event(incoming: Incoming, status: Status) -> Outgoing:
+    event = DocumentEvent(
+        status=status,
+        stage=STAGE,
+        at=datetime.now(UTC),
+        doc_id=incoming.key.doc_id,
+        tenant=incoming.key.tenant,
+        version=incoming.revision.version,
+    )
+    return Outgoing(topic="documents.events", key=incoming.key.encode(), value=encode(event))
+
+

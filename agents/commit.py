@@ -1,0 +1,98 @@
+"""documents.stored -> the manifests, then documents.events: makes a version live when both stores hold it, and sweeps what it replaced.
+
+Key: tenant/doc_id, so one document's receipts come on one partition. A replay is harmless: a receipt that was counted counts once,
+and one of the live version sweeps and tells again what a worker that died may have left undone. Poison: a receipt that
+can't be read. The order is: flip the manifest, sweep, send the events, ack.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+
+from agents.stage import Item, Outgoing, Record, Stage
+from headrace.errors import Poison
+from headrace.stores.ports import ManifestStore, TextStore, VectorStore
+from headrace.versions import Fate, Received, receive, swept_ids
+from schemas import DocumentEvent, Key, Receipt, decode, encode
+
+STAGE = "commit"
+LINGER_S = 0.2
+"""A document's two receipts usually come within moments: waiting a little saves a second write of its manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committer:
+    manifests: ManifestStore
+    vectors: VectorStore
+    texts: TextStore
+
+    def stage(self, *, batch_messages: int, batch_bytes: int) -> Stage[Receipt]:
+        return Stage(
+            name=STAGE,
+            decode=decode_receipt,
+            work=self.work,
+            batch_messages=batch_messages,
+            batch_bytes=batch_bytes,
+            linger_s=LINGER_S,
+        )
+
+    async def work(self, batch: Sequence[Item[Receipt]]) -> list[Outgoing]:
+        return await asyncio.to_thread(self._work, batch)
+
+    def _work(self, batch: Sequence[Item[Receipt]]) -> list[Outgoing]:
+        receipts: dict[Key, list[Receipt]] = defaultdict(list)
+        for item in batch:
+            receipts[item.message.key].append(item.message)
+        received = self._receive(receipts)
+        self._sweep(received)
+        return [_event(key, fate) for key, outcome in received.items() for fate in outcome.fates]
+
+    def _receive(self, receipts: dict[Key, list[Receipt]]) -> dict[Key, Received]:
+        """Write the manifests. Where somebody else wrote one first, look at it again."""
+        received: dict[Key, Received] = {}
+        undecided: Iterable[Key] = receipts.keys()
+        while undecided:
+            stored = self.manifests.read(undecided)
+            replacements = {}
+            for key in undecided:
+                outcome = received[key] = receive(stored[key].manifest, receipts[key], at=datetime.now(UTC))
+                if outcome.manifest is not None:
+                    replacements[key] = msgspec.structs.replace(stored[key], manifest=outcome.manifest)
+            undecided = self.manifests.write(replacements)
+        return received
+
+    def _sweep(self, received: dict[Key, Received]) -> None:
+        milvus: dict[str, list[str]] = defaultdict(list)
+        opensearch: dict[str, list[str]] = defaultdict(list)
+        for key, outcome in received.items():
+            for sweep in outcome.sweeps:
+                milvus[key.tenant] += swept_ids(key, sweep, "milvus")
+                opensearch[key.tenant] += swept_ids(key, sweep, "opensearch")
+        for tenant, ids in milvus.items():
+            self.vectors.delete(tenant, ids)
+        for tenant, ids in opensearch.items():
+            self.texts.delete(tenant, ids)
+
+
+def decode_receipt(record: Record) -> Receipt:
+    try:
+        return decode(record.value or b"", Receipt)
+    except msgspec.DecodeError as exc:
+        raise Poison("bad_json", str(exc)) from exc
+
+
+def _event(key: Key, fate: Fate) -> Outgoing:
+    event = DocumentEvent(
+        status=fate.status,
+        stage=STAGE,
+        at=datetime.now(UTC),
+        doc_id=key.doc_id,
+        tenant=key.tenant,
+        version=fate.revision.version,
+        chunks=fate.chunks,
+    )
+    return Outgoing(topic="documents.events", key=key.encode(), value=encode(event))

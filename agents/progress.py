@@ -1,0 +1,41 @@
+"""How far a partition has got: what was delivered to the stage, what of it is acked, and what may be committed."""
+
+from collections import deque
+
+
+class PartitionProgress:
+    """The messages of one assigned partition that are in the worker's hands.
+
+    Only what was delivered counts: gaps in the offsets (compaction, transaction markers) hold nothing up. The position that may be
+    committed never passes a delivered message that isn't acked.
+    """
+
+    def __init__(self) -> None:
+        self._delivered: deque[int] = deque()
+        self._position: int | None = None
+        self._acked: set[int] = set()
+        self._sizes: dict[int, int] = {}
+        self.held_bytes = 0
+        """Bytes delivered and not acked yet."""
+
+    def deliver(self, offset: int, size: int) -> None:
+        self._delivered.append(offset)
+        self._sizes[offset] = size
+        self.held_bytes += size
+
+    def ack(self, offset: int) -> None:
+        """Idempotent. An ack for what was not delivered here (of an assignment before this one) frees nothing, but counts: the work is done."""
+        self._acked.add(offset)
+        self.held_bytes -= self._sizes.pop(offset, 0)
+
+    def committable(self) -> int | None:
+        """The offset to commit, one past the last message of the acked head; None before the first. It never goes back."""
+        while self._delivered and self._delivered[0] in self._acked:
+            offset = self._delivered.popleft()
+            self._acked.discard(offset)
+            self._position = offset + 1
+        return self._position
+
+    @property
+    def unacked(self) -> int:
+        return len(self._sizes)

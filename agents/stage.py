@@ -1,0 +1,420 @@
+"""The life cycle of a message, the same in every stage: decode -> work -> write -> wait until it is confirmed -> ack.
+
+A stage gives two functions, `decode` and `work`, and no stage decides a message's fate: the class of what they raise does
+(`headrace/errors.py`).
+
+    Poison         -> documents.dead and documents.events, confirmed, then ack; the messages beside it go on
+    Transient      -> the same batch again, with backoff and jitter, as long as it takes; nothing is acked, no partition is lost
+    Misconfigured  -> the worker ends
+    anything else  -> a bug: the worker ends, unacked; a record that brings it down three times in a row is Poison
+
+A worker may die between any two steps: what it had in hand is unacked, so it is read again, and every write is one that a replay
+overwrites with the same.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from agents.dead_letters import Headers, dead_letter_headers
+from headrace import telemetry
+from headrace.errors import Misconfigured, Poison, Transient
+from schemas import DocumentEvent, EventError, decode, encode, parse_key
+from topics import BY_NAME, LANES, Lane, Names
+
+log = structlog.get_logger("headrace.stage")
+
+T = TypeVar("T")
+ATTEMPTS = 3
+"""Times that a record may bring a worker down before it is Poison."""
+RETRY_WAIT = wait_exponential_jitter(initial=0.2, max=15.0, jitter=1.0)
+RECORD_OVERHEAD_BYTES = 256
+"""A batch's header, a record's lengths and varints: more than Kafka's format adds to one record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A Kafka record as it came. `timestamp` is Unix milliseconds."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    lane: Lane
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item(Generic[T]):
+    """A record and what `decode` made of it."""
+
+    record: Record
+    message: T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outgoing:
+    """A record to write. `topic` is a name of the topic table; `timestamp` is Unix milliseconds (None: the time of sending)."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    partition: int | None = None
+    timestamp: int | None = None
+    chunks: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[T]):
+    """What a stage is, beside its name: a pure `decode`, and `work` on a batch, which returns when its own writes are confirmed.
+
+    `decode` raises Poison for what can't be read. `work` gets messages in the order they came, of one lane, and may be called again
+    with the same ones or a part of them.
+    """
+
+    name: str
+    decode: Callable[[Record], T]
+    work: Callable[[Sequence[Item[T]]], Awaitable[Sequence[Outgoing]]]
+    batch_messages: int
+    batch_bytes: int
+    linger_s: float = 0.05
+    """How long a batch that isn't full waits for more."""
+
+
+class Wire(Protocol):
+    """The transport as a stage sees it."""
+
+    async def send(self, outgoing: Sequence[Outgoing]) -> None:
+        """Return when the brokers have confirmed every record."""
+
+    async def commit(self) -> None: ...
+
+    async def note_attempt(self, record: Record) -> int:
+        """Count, in the group's committed offset, that this record brought the worker down; return how often it has by now."""
+
+
+class Source(Protocol):
+    """One lane's buffer of fetched events."""
+
+    async def get(self) -> Any: ...
+    def get_nowait(self) -> Any: ...
+    def empty(self) -> bool: ...
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """Why a stage waits, for its readiness."""
+
+    service: str
+    reason: str
+    since: float
+
+
+@dataclass
+class StageRunner(Generic[T]):
+    """Runs one stage over its lanes."""
+
+    stage: Stage[T]
+    wire: Wire
+    names: Names
+    in_hand: int = 0
+    waiting: Waiting | None = None
+    busy_since: float = field(default_factory=time.monotonic)
+    """When the batch in hand was taken, or something of it last confirmed (monotonic seconds)."""
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _urgent_idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._urgent_idle.set()
+
+    async def run_lane(self, lane: Lane, source: Source) -> None:
+        """Take, process and ack batch after batch, until cancelled or broken.
+
+        One batch of the stage is worked on at a time, and one of the bulk lane only when the urgent lane has nothing in hand.
+        """
+        urgent = lane == LANES[0]
+        while True:
+            events = await self._take(source)
+            if urgent:
+                self._urgent_idle.clear()
+            else:
+                await self._urgent_idle.wait()
+            try:
+                async with self._turn:
+                    await self._process([(event, _record(event.message, lane)) for event in events])
+            finally:
+                self.in_hand -= len(events)
+                telemetry.IN_HAND.labels(self.stage.name).set(self.in_hand)
+                if urgent and source.empty():
+                    self._urgent_idle.set()
+
+    async def _take(self, source: Source) -> list[Any]:
+        """At least one event, and what else comes until the batch is full or has lingered."""
+        events = [await source.get()]
+        if not self.in_hand:
+            self.busy_since = time.monotonic()
+        self.in_hand += 1
+        size = len(events[0].message.value or b"")
+        deadline = time.monotonic() + self.stage.linger_s
+        while len(events) < self.stage.batch_messages and size < self.stage.batch_bytes:
+            if source.empty():
+                # Waiting in `get` with a time-out could drop the event that arrives just then.
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    break
+                await asyncio.sleep(min(remaining, 0.005))
+                continue
+            event = source.get_nowait()
+            self.in_hand += 1
+            events.append(event)
+            size += len(event.message.value or b"")
+        telemetry.IN_HAND.labels(self.stage.name).set(self.in_hand)
+        telemetry.BATCH_MESSAGES.labels(self.stage.name).observe(len(events))
+        return events
+
+    async def _process(self, batch: Sequence[tuple[Any, Record]]) -> None:
+        """Everything of a batch is confirmed and acked when this returns, in order, up to the record that broke it if one did."""
+        name = self.stage.name
+        outgoing: list[Outgoing] = []
+        items: list[Item[T]] = []
+        crash: tuple[int, Exception] | None = None
+        index = {id(record): position for position, (_, record) in enumerate(batch)}
+        with _timed(name, "decode"):
+            for _, record in batch:
+                try:
+                    items.append(Item(record=record, message=self.stage.decode(record)))
+                except Poison as poison:
+                    outgoing += self._bury(record, poison, attempts=1)
+        for outcome in await self._work(items):
+            if isinstance(outcome, _Broken):
+                crash = (index[id(outcome.item.record)], outcome.error)
+            elif isinstance(outcome, _Dead):
+                outgoing += self._bury(outcome.item.record, outcome.poison, attempts=1)
+            else:
+                outgoing += outcome.outgoing
+        if crash is None:
+            await self._confirm(batch, outgoing)
+            return
+        position, error = crash
+        await self._confirm(batch[:position], outgoing)
+        await self._count_the_crash(batch[position], error)
+        await self._process(batch[position + 1 :])
+
+    async def _confirm(self, batch: Sequence[tuple[Any, Record]], outgoing: Sequence[Outgoing]) -> None:
+        name = self.stage.name
+        with _timed(name, "write"):
+            await self.wire.send(outgoing)
+        for event, _ in batch:
+            event.ack()
+        self.busy_since = time.monotonic()
+        telemetry.PROGRESS.labels(name).set_to_current_time()
+        for _, record in batch:
+            telemetry.MESSAGES.labels(name, record.lane, "in").inc()
+        for sent in outgoing:
+            lane = BY_NAME[sent.topic].lane if sent.topic in BY_NAME else "bulk"
+            telemetry.MESSAGES.labels(name, lane, "out").inc()
+            if sent.chunks:
+                telemetry.CHUNKS.labels(name, lane).inc(sent.chunks)
+
+    async def _work(self, items: Sequence[Item[T]]) -> list["_Outcome[T]"]:
+        """Work on a batch; where something in it can't be worked on, halve it until what is wrong stands alone.
+
+        Stops at the first item that breaks the worker: nothing after it has an outcome.
+        """
+        if not items:
+            return []
+        try:
+            with _timed(self.stage.name, "work"):
+                return [_Done(await self._until_the_servers_are_there(items))]
+        except (Misconfigured, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            if len(items) == 1:
+                if isinstance(error, Poison):
+                    return [_Dead(items[0], error)]
+                return [_Broken(items[0], error)]
+        middle = len(items) // 2
+        outcomes = await self._work(items[:middle])
+        if outcomes and isinstance(outcomes[-1], _Broken):
+            return outcomes
+        return outcomes + await self._work(items[middle:])
+
+    async def _until_the_servers_are_there(self, items: Sequence[Item[T]]) -> Sequence[Outgoing]:
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(Transient), wait=RETRY_WAIT, before_sleep=self._note_wait
+            ):
+                with attempt:
+                    outgoing = await self.stage.work(items)
+                    for record in outgoing:
+                        check_size(record)
+                    return outgoing
+            raise AssertionError("retries have no end")
+        finally:
+            if self.waiting is not None:
+                telemetry.WAITING.labels(self.stage.name, self.waiting.service).set(0)
+                log.info("waiting_ended", stage=self.stage.name, service=self.waiting.service)
+                self.waiting = None
+
+    def _note_wait(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        assert isinstance(error, Transient)
+        since = self.waiting.since if self.waiting is not None else time.monotonic()
+        self.waiting = Waiting(error.service, str(error), since)
+        telemetry.RETRIES.labels(self.stage.name, error.service).inc()
+        telemetry.WAITING.labels(self.stage.name, error.service).set(1)
+        log.warning(
+            "waiting_for_service",
+            stage=self.stage.name,
+            service=error.service,
+            reason=str(error),
+            attempt=state.attempt_number,
+            next_try_s=round(state.upcoming_sleep, 1),
+        )
+
+    async def _count_the_crash(self, broken: tuple[Any, Record], error: Exception) -> None:
+        """Raise what broke the worker, or bury the record if it did so too often."""
+        event, record = broken
+        await self.wire.commit()
+        attempts = await self.wire.note_attempt(record)
+        log.error(
+            "record_broke_the_worker",
+            stage=self.stage.name,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            attempts=attempts,
+            exc_info=error,
+        )
+        if attempts < ATTEMPTS:
+            raise error
+        poison = Poison("internal", f"{type(error).__name__}: {error}")
+        await self._confirm([(event, record)], self._bury(record, poison, attempts=attempts))
+
+    def _bury(self, record: Record, poison: Poison, *, attempts: int) -> list[Outgoing]:
+        """The dead letter, byte for byte, and the event that tells the producer."""
+        telemetry.DEAD_LETTERS.labels(self.stage.name, poison.code).inc()
+        log.warning(
+            "message_dead_lettered",
+            stage=self.stage.name,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            code=poison.code,
+            reason=str(poison),
+        )
+        headers = dead_letter_headers(
+            record.headers,
+            stage=self.stage.name,
+            poison=poison,
+            attempts=attempts,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+        )
+        return [
+            Outgoing(
+                topic="documents.dead",
+                key=record.key,
+                value=record.value,
+                headers=headers,
+                timestamp=record.timestamp,
+            ),
+            Outgoing(
+                topic="documents.events",
+                key=record.key,
+                value=encode(_failed(record, self.stage.name, poison)),
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class _Done(Generic[T]):
+    outgoing: Sequence[Outgoing]
+
+
+@dataclass(frozen=True)
+class _Dead(Generic[T]):
+    item: Item[T]
+    poison: Poison
+
+
+@dataclass(frozen=True)
+class _Broken(Generic[T]):
+    item: Item[T]
+    error: Exception
+
+
+_Outcome = _Done[T] | _Dead[T] | _Broken[T]
+
+
+class _VersionOnly(msgspec.Struct):
+    """What a document and every message between the stages have of a version."""
+
+    version: int | None = None
+    revision: "_VersionOnly | None" = None
+
+
+def _failed(record: Record, stage: str, poison: Poison) -> DocumentEvent:
+    """The event of a dead letter, with what can still be known of the document."""
+    tenant = doc_id = None
+    try:
+        tenant, doc_id = parse_key(record.key)
+    except ValueError:
+        pass  # The key itself is what can't be read: the event says so by leaving it out.
+    version: int | None = record.timestamp
+    try:
+        found = decode(record.value or b"{}", _VersionOnly)
+        named = found.revision.version if found.revision is not None else found.version
+        version = record.timestamp if named is None else named
+    except msgspec.DecodeError:
+        pass  # Likewise the value: its version is then the record's timestamp, as for any without one.
+    return DocumentEvent(
+        status="failed",
+        stage=stage,
+        at=datetime.now(UTC),
+        doc_id=doc_id,
+        tenant=tenant,
+        version=version,
+        error=EventError(code=poison.code, message=str(poison)),
+    )
+
+
+def _record(message: Any, lane: Lane) -> Record:
+    return Record(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        timestamp=round(message.timestamp * 1000),
+        key=message.key,
+        value=message.value,
+        headers=tuple(message.headers or ()),
+        lane=lane,
+    )
+
+
+@contextmanager
+def _timed(stage: str, step: str) -> Iterator[None]:
+    with telemetry.STEP_SECONDS.labels(stage, step).time():
+        yield
+
+
+def check_size(outgoing: Outgoing) -> None:
+    """Raise Poison if the broker would refuse this record: an idempotent producer is dead for good after such a refusal."""
+    limit = BY_NAME[outgoing.topic].max_bytes if outgoing.topic in BY_NAME else BY_NAME["replies"].max_bytes
+    size = RECORD_OVERHEAD_BYTES + len(outgoing.key or b"") + len(outgoing.value or b"")
+    size += sum(len(name) + len(value or b"") + 10 for name, value in outgoing.headers)
+    if size > limit:
+        raise Poison("record_too_large", f"a record of {size} bytes for {outgoing.topic}, which takes {limit}")
+
+

@@ -1,0 +1,216 @@
+"""Faust's Kafka transport, made at-least-once.
+
+Faust 0.15.3 loses or doubles messages at the places that are overridden here; `docs/decisions/0001-faust-hardened-transport.md` has the
+measurements. The seams are private, so faust-streaming and aiokafka are pinned and a test fails when a pin moves.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import faust
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from agents.progress import PartitionProgress
+from topics import Lane
+
+log = logging.getLogger(__name__)
+
+FETCH_MAX_BYTES = 16_000_000
+"""Of one answer of the broker, all partitions together (but one record always comes, whatever its size)."""
+BUFFERED_MESSAGES = 4096
+"""Held of one lane at most, on top of the bound in bytes: a small record costs Python about 2 kB however small it is."""
+COMMIT_BEFORE_REVOKE_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """What the transport needs to know of the stage that it serves."""
+
+    lane_of: Mapping[str, Lane]
+    buffer_bytes: int
+    drain_timeout_s: float
+    in_hand: Callable[[], int]
+    """Messages that the stage has taken and not acked."""
+
+
+class Consumer(driver.Consumer):
+    """Commits exactly what is acked, drains in bounded time, and holds a bounded number of bytes."""
+
+    app: "App"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._progress: dict[TP, PartitionProgress] = {}
+        self._room = asyncio.Event()
+        super().__init__(*args, **kwargs)
+
+    def _new_consumer_thread(self) -> "ConsumerThread":
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    # -- The commit position: never past a delivered message that isn't acked, never held up by a gap. Faust's own steps over
+    #    a missing offset (losing what is in work there), and stops for ever at a transaction's marker.
+
+    def _to_message(self, tp: TP, record: Any) -> Any:
+        message = super()._to_message(tp, record)
+        size = len(record.key or b"") + len(record.value or b"")
+        self._progress.setdefault(tp, PartitionProgress()).deliver(record.offset, size)
+        return message
+
+    def ack(self, message: Any) -> bool:
+        """Mark a message as done. The position follows when everything before it in its partition is done, too."""
+        if message.acked:
+            return False
+        message.acked = True
+        progress = self._progress.get(message.tp)
+        if progress is not None:
+            progress.ack(message.offset)
+        self._room.set()
+        return True
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Any:
+        return [tp for tp in self._progress if topics is None or tp in topics or tp.topic in topics]
+
+    def _new_offset(self, tp: TP) -> int | None:
+        return self._progress[tp].committable()
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        log.debug("offsets %d to %d of %s hold no messages (compaction or transaction markers)", offset_from, offset_to, tp)
+
+    async def perform_seek(self) -> None:
+        # What was delivered and not committed is read again from the committed position on.
+        self._progress.clear()
+        self._room.set()
+        await super().perform_seek()
+
+    # -- A rebalance: Faust forgets acks that it hasn't committed yet, and the next owner does that work again.
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        try:
+            await asyncio.wait_for(self.commit(), COMMIT_BEFORE_REVOKE_S)
+        except TimeoutError:
+            log.warning("the commit before giving partitions up took too long; what was acked is read again")
+        await super().on_partitions_revoked(revoked)  # drains what is in hand and commits it
+        for tp in revoked:
+            self._progress.pop(tp, None)
+        self._room.set()
+
+    async def wait_empty(self) -> None:
+        """Wait for what the stage has in hand, but not longer than `drain_timeout_s`: Faust waits for ever, past any grace period."""
+        delivery = self.app.delivery
+        deadline = time.monotonic() + delivery.drain_timeout_s
+        while delivery.in_hand() and not self.should_stop:
+            if time.monotonic() > deadline:
+                log.warning("%d messages are left unacked after %.0f s", delivery.in_hand(), delivery.drain_timeout_s)
+                break
+            await asyncio.sleep(0.02)
+        await self.commit_and_end_transactions()
+
+    # -- Memory: Faust's buffer counts messages. Here a lane that holds its share of bytes isn't fetched from until some are
+    #    acked; the other lane goes on.
+
+    def held(self, lane: Lane) -> tuple[int, int]:
+        """Messages and bytes of a lane that were delivered and aren't acked."""
+        of_lane = [p for tp, p in self._progress.items() if self.app.delivery.lane_of.get(tp.topic) == lane]
+        return sum(p.unacked for p in of_lane), sum(p.held_bytes for p in of_lane)
+
+    def _has_room(self, lane: Lane) -> bool:
+        messages, size = self.held(lane)
+        return messages < BUFFERED_MESSAGES and size < self.app.delivery.buffer_bytes
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        active = active_partitions or set()
+        lane_of = self.app.delivery.lane_of
+        lanes = {lane_of[tp.topic] for tp in active}
+        open_lanes = {lane for lane in lanes if self._has_room(lane)}
+        if not open_lanes:
+            self._room.clear()
+            try:
+                await asyncio.wait_for(self._room.wait(), timeout)
+            except TimeoutError:
+                pass
+            return {}
+        if open_lanes != lanes:
+            # Records of the open lane wake this call; room in the other one doesn't, so look again soon.
+            timeout = min(timeout, 0.05)
+        return await super()._getmany({tp for tp in active if lane_of[tp.topic] in open_lanes}, timeout)
+
+    # -- Throughput: Faust makes four tasks a message to be able to stop in the middle of handing one over.
+
+    async def wait_first(self, *coros: Any, timeout: Any = None) -> Any:
+        if timeout is None and len(coros) == 2 and self._hands_over_at_once():
+            coros[1].close()
+            await coros[0]
+            return None
+        return await super().wait_first(*coros, timeout=timeout)
+
+    def _hands_over_at_once(self) -> bool:
+        buffer = self.app.producer.buffer
+        return (
+            self.flow_active
+            and not self.should_stop
+            and self.app.flow_control.is_active()
+            and buffer.size <= buffer.max_messages
+        )
+
+    # -- What the stage and its health check ask.
+
+    def lag(self) -> dict[TP, int]:
+        """Messages from the committed position to the end, of each partition that is assigned and was fetched from."""
+        lags = {}
+        for tp in self.assignment():
+            end, committed = self.highwater(tp), self._committed_offset[tp]
+            if end is not None and committed is not None:
+                lags[TP(*tp)] = max(0, end - committed)
+        return lags
+
+    def in_group(self) -> bool:
+        """Whether the broker counts this worker as a member: after Faust's "quiet" failures it doesn't, and the process lives on."""
+        consumer = self._thread._consumer
+        return consumer is not None and consumer._coordinator.generation > 0 and not self.app.rebalancing
+
+    async def commit_with_note(self, tp: TP, offset: int, note: str) -> None:
+        """Commit a position together with a note, which stays until the position moves on."""
+        position = {TopicPartition(*tp): OffsetAndMetadata(offset, note)}
+        await self._thread.call_thread(self._thread._ensure_consumer().commit, position)
+
+    async def committed_note(self, tp: TP) -> tuple[int, str]:
+        """The committed position (-1: none) and its note, from the broker."""
+        coordinator = self._thread._ensure_consumer()._coordinator
+        found = await self._thread.call_thread(coordinator.fetch_committed_offsets, [TopicPartition(*tp)])
+        committed = found.get(TopicPartition(*tp))
+        return (-1, "") if committed is None else (committed.offset, committed.metadata or "")
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust has no setting for it; aiokafka's default of 50 MB is on top of every lane's bound.
+        consumer._fetch_max_bytes = FETCH_MAX_BYTES
+        return consumer
+
+
+class Producer(driver.Producer):
+    def _settings_extra(self) -> Mapping[str, Any]:
+        return {"acks": "all", "enable_idempotence": True}
+
+
+class Transport(driver.Transport):
+    Consumer = Consumer
+    Producer = Producer
+
+
+class App(faust.App):
+    """A Faust app on this transport. `delivery` is set before it starts."""
+
+    delivery: Delivery
+
+    def _new_transport(self) -> Transport:
+        return Transport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> Transport:
+        return Transport(self.conf.broker_producer, self)

@@ -1,0 +1,47 @@
+"""What the two upsert stages share: reading an EmbeddingBatch, and the receipt that follows its rows."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from agents.stage import Item, Outgoing, Record
+from headrace.errors import Poison
+from schemas import EmbeddingBatch, Receipt, Store, decode, encode
+
+
+def decode_embeddings(record: Record) -> EmbeddingBatch:
+    try:
+        return decode(record.value or b"", EmbeddingBatch)
+    except msgspec.DecodeError as exc:
+        raise Poison("bad_json", str(exc)) from exc
+
+
+def by_tenant(batch: Sequence[Item[EmbeddingBatch]]) -> dict[str, list[EmbeddingBatch]]:
+    grouped: dict[str, list[EmbeddingBatch]] = defaultdict(list)
+    for item in batch:
+        grouped[item.message.tenant].append(item.message)
+    return grouped
+
+
+def receipt(batch: EmbeddingBatch, store: Store) -> Outgoing:
+    """Says that `store` holds these rows; goes out only after the store has confirmed them."""
+    stored = Receipt(
+        tenant=batch.tenant,
+        doc_id=batch.doc_id,
+        revision=batch.revision,
+        store=store,
+        total=batch.total,
+        first=batch.first,
+        count=len(batch.chunks),
+        deleted=batch.deleted,
+    )
+    return Outgoing(
+        topic="documents.stored", key=batch.key.encode(), value=encode(stored), chunks=len(batch.chunks)
+    )
+
+
+def content_hash(text: str) -> str:
+    """32 hex digits of a chunk's text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,119 @@
+"""Tokens as an encoder reads them, and which ways of cutting it can read."""
+
+import json
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from headrace.errors import Misconfigured
+from schemas import Chunking
+
+Offsets = npt.NDArray[np.int64]
+Boundaries = npt.NDArray[np.uint32]
+"""Ascending character offsets, each once; of half the size, because a document can have millions of them."""
+
+
+class Reading(NamedTuple):
+    """How a tokenizer reads a text, in character offsets, both ascending."""
+
+    token_ends: Offsets
+    """Where each token ends, special tokens left out."""
+    word_starts: Offsets
+    """Where each of the tokenizer's words begins; a punctuation mark or a Chinese character is a word of its own."""
+
+
+class TokenCounter(Protocol):
+    """What cutting needs to know of an encoder's tokenizer."""
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens the encoder puts around a text, such as [CLS] and [SEP]."""
+
+    def read(self, text: str) -> Reading: ...
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, special tokens included, nothing truncated."""
+
+
+class Tokenizer:
+    """A model's own tokenizer, without truncation and padding. Safe to share between threads."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, max_tokens: int | None = None) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        """The most tokens that the model reads of a text, special tokens included; None where its folder does not say."""
+        self.special_tokens: int = tokenizer.num_special_tokens_to_add(False)
+
+    def read(self, text: str) -> Reading:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding)).reshape(-1, 2)
+        words = np.array(encoding.word_ids, dtype=np.float64)  # float, because a token without a word is None, so NaN
+        begins = np.ones(len(encoding), dtype=np.bool_)
+        begins[1:] = words[1:] != words[:-1]
+        return Reading(offsets[:, 1], offsets[begins, 0])
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of the model in `folder`, from its `tokenizer.json`; raises Misconfigured."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise Misconfigured(f"there is no tokenizer at {path}; name the folder of a model that has a tokenizer.json")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as exc:  # the Rust binding raises nothing narrower
+        raise Misconfigured(f"the tokenizer at {path} can't be read: {exc}") from exc
+    return Tokenizer(tokenizer, _max_tokens(folder))
+
+
+def _max_tokens(folder: Path) -> int | None:
+    """What sentence-transformers would read of a text: its own setting, else the tokenizer's and the network's bound."""
+    own = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    if own:
+        return int(own)
+    bounds = (
+        _read_json(folder / "tokenizer_config.json").get("model_max_length"),
+        _read_json(folder / "config.json").get("max_position_embeddings"),
+    )
+    return min((int(bound) for bound in bounds if bound), default=None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as exc:
+        raise Misconfigured(f"{path} is not JSON: {exc}") from exc
+    if not isinstance(content, dict):
+        raise Misconfigured(f"{path} is not a JSON object")
+    return content
+
+
+def check_chunking(chunking: Chunking, *, encoder_max_tokens: int | None, special_tokens: int) -> None:
+    """Raise ValueError, with a text for whoever set `chunking`, when an encoder can't read such chunks.
+
+    `hierarchical` overlaps nothing, so any overlap is right for it.
+    """
+    room = chunking.max_tokens - special_tokens
+    if room < 1:
+        raise ValueError(
+            f"max_tokens is {chunking.max_tokens}, but {special_tokens} of them are the encoder's special tokens; "
+            f"at least {special_tokens + 1} are needed"
+        )
+    if encoder_max_tokens is not None and chunking.max_tokens > encoder_max_tokens:
+        raise ValueError(f"max_tokens is {chunking.max_tokens}, but the encoder reads at most {encoder_max_tokens}")
+    if chunking.strategy != "hierarchical" and chunking.overlap_tokens >= room:
+        raise ValueError(
+            f"overlap_tokens is {chunking.overlap_tokens}, which leaves no room for new text: a chunk of max_tokens "
+            f"{chunking.max_tokens} holds {room} tokens beside the special ones"
+        )

@@ -1,0 +1,5 @@
+"""`python -m headrace.cli`, which needs no installed entry point."""
+
+from headrace.cli import main
+
+main()

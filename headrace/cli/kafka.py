@@ -1,0 +1,260 @@
+"""Reading topics as the command line does: from known positions, without a consumer group, within bounds.
+
+Every function raises Transient while no broker answers, and Misconfigured when one refuses or a topic is missing.
+"""
+
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition, murmur2
+
+from headrace.errors import HeadraceError, Misconfigured, Transient
+
+ANSWER_WITHIN_S = 10.0
+"""How long a broker may take to answer before it counts as away."""
+POLL_S = 0.25
+
+QUIET: dict[str, Any] = {"log_level": 0}
+"""librdkafka would write each failed connection to stderr; what matters comes as an exception with one clear line."""
+
+_REFUSALS = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError._AUTHENTICATION,
+    KafkaError._INVALID_ARG,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._SSL,
+    KafkaError.INVALID_CONFIG,
+    KafkaError.MSG_SIZE_TOO_LARGE,
+}
+_SILENCE = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
+
+T = TypeVar("T")
+
+
+def meaning(error: KafkaError, kafka: dict[str, Any]) -> HeadraceError:
+    """What a Kafka error means to whoever typed the command."""
+    if error.code() in _REFUSALS:
+        return Misconfigured(f"Kafka at {kafka['bootstrap.servers']} refuses: {error.str()}")
+    if error.code() in _SILENCE:
+        return Transient("kafka", f"no broker answers at {kafka['bootstrap.servers']}: {error.str()}")
+    return Transient("kafka", error.str())
+
+
+@contextmanager
+def translated(kafka: dict[str, Any]) -> Iterator[None]:
+    """Kafka's errors leave the block as ours."""
+    try:
+        yield
+    except KafkaException as exc:
+        error = exc.args[0]
+        if not isinstance(error, KafkaError):
+            raise
+        raise meaning(error, kafka) from exc
+
+
+def _consumer(kafka: dict[str, Any]) -> Consumer:
+    return Consumer(
+        {
+            **kafka,
+            **QUIET,
+            # librdkafka wants a name even where nobody joins a group; partitions are assigned and nothing is committed.
+            "group.id": "headrace-cli",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            # Only where retention took the records that were to be read: go on with what is left.
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            # Records are up to 10 MiB; the default would let 64 MiB of them wait in this process.
+            "queued.max.messages.kbytes": 16_384,
+        }
+    )
+
+
+def _raise_if_final(error: KafkaError, kafka: dict[str, Any]) -> None:
+    """Everything but a refusal passes by itself, or runs into the caller's time limit."""
+    if error.fatal() or error.code() in _REFUSALS:
+        raise meaning(error, kafka)
+
+
+def partitions_of(consumer: Consumer, topic: str) -> list[int]:
+    found = consumer.list_topics(topic, timeout=ANSWER_WITHIN_S).topics[topic]
+    if found.error is not None or not found.partitions:
+        raise Misconfigured(f"topic {topic} does not exist; `headrace topics create` makes it")
+    return sorted(found.partitions)
+
+
+def partitions_of_topic(kafka: dict[str, Any], topic: str) -> list[int]:
+    """Raises Misconfigured when there is no such topic."""
+    with translated(kafka):
+        consumer = _consumer(kafka)
+        try:
+            return partitions_of(consumer, topic)
+        finally:
+            consumer.close()
+
+
+class Tail:
+    """Partitions of one topic from their ends on: what is written after it was opened is read, whenever `poll` is called.
+
+    Nothing is joined or committed, so any number may read the same partitions.
+    """
+
+    def __init__(self, kafka: dict[str, Any], topic: str, partitions: Collection[int] | None = None) -> None:
+        self._kafka = kafka
+        with translated(kafka):
+            self._consumer = _consumer(kafka)
+            try:
+                self.partitions = sorted(partitions or partitions_of(self._consumer, topic))
+                # Offsets, not OFFSET_END: that would be resolved later, after what the caller sends next.
+                starts = []
+                for partition in self.partitions:
+                    _, end = _watermarks(self._consumer, topic, partition)
+                    starts.append(TopicPartition(topic, partition, end))
+                self._consumer.assign(starts)
+            except BaseException:
+                self._consumer.close()
+                raise
+
+    def poll(self, timeout: float = 0.0) -> Message | None:
+        """The next record, or None when none came in time. While brokers are away it waits for them."""
+        message = self._consumer.poll(timeout)
+        if message is None:
+            return None
+        error = message.error()
+        if error is None:
+            return message
+        _raise_if_final(error, self._kafka)
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+
+def newest_first(
+    kafka: dict[str, Any],
+    topic: str,
+    keep: Callable[[Message], T | None],
+    *,
+    key: bytes | None = None,
+    window: int = 1000,
+    within_s: float = ANSWER_WITHIN_S,
+) -> Generator[T, None, None]:
+    """What `keep` makes of the topic's records, newest first, until the beginning is reached or the time is up.
+
+    Read backwards in windows of so many records a partition; only what `keep` returns is held. With a `key`, only its
+    partition is read. Between partitions the order is right within a window.
+    """
+    give_up = time.monotonic() + within_s
+    with translated(kafka):
+        consumer = _consumer(kafka)
+        try:
+            partitions = partitions_of(consumer, topic)
+            if key is not None:
+                partitions = [partitions[partition_of(key, len(partitions))]]
+            bounds = {partition: _watermarks(consumer, topic, partition) for partition in partitions}
+            while any(low < high for low, high in bounds.values()) and time.monotonic() < give_up:
+                spans = {p: (max(low, high - window), high) for p, (low, high) in bounds.items() if low < high}
+                kept = _read_spans(consumer, kafka, topic, spans, keep, give_up)
+                yield from (item for _, item in sorted(kept, key=lambda pair: pair[0], reverse=True))
+                bounds = {p: (bounds[p][0], start) for p, (start, _) in spans.items()}
+        finally:
+            consumer.close()
+
+
+def _read_spans(
+    consumer: Consumer,
+    kafka: dict[str, Any],
+    topic: str,
+    spans: dict[int, tuple[int, int]],
+    keep: Callable[[Message], T | None],
+    give_up: float,
+) -> list[tuple[tuple[int, int, int], T]]:
+    kept: list[tuple[tuple[int, int, int], T]] = []
+    unread = set(spans)
+    consumer.assign([TopicPartition(topic, partition, start) for partition, (start, _) in spans.items()])
+    while unread and time.monotonic() < give_up:
+        message = consumer.poll(POLL_S)
+        if message is None:
+            continue
+        partition, offset = message.partition() or 0, message.offset() or 0
+        error = message.error()
+        if error is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                unread.discard(partition)
+            _raise_if_final(error, kafka)
+            continue
+        end = spans[partition][1]
+        if offset >= end - 1:
+            unread.discard(partition)
+        if offset < end and (item := keep(message)) is not None:
+            kept.append(((message.timestamp()[1], partition, offset), item))
+    return kept
+
+
+def read_one(kafka: dict[str, Any], topic: str, partition: int, offset: int) -> Message | None:
+    """The record at this place; None when there is none (any more)."""
+    give_up = time.monotonic() + ANSWER_WITHIN_S
+    with translated(kafka):
+        consumer = _consumer(kafka)
+        try:
+            if partition not in partitions_of(consumer, topic):
+                return None
+            low, high = _watermarks(consumer, topic, partition)
+            if not low <= offset < high:
+                return None
+            consumer.assign([TopicPartition(topic, partition, offset)])
+            while time.monotonic() < give_up:
+                message = consumer.poll(POLL_S)
+                if message is None:
+                    continue
+                error = message.error()
+                if error is None:
+                    return message if message.offset() == offset else None
+                if error.code() == KafkaError._PARTITION_EOF:
+                    return None
+                _raise_if_final(error, kafka)
+        finally:
+            consumer.close()
+    raise Transient("kafka", f"{topic} {partition}:{offset} could not be read within {ANSWER_WITHIN_S:.0f} s")
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where Java's, Faust's and this project's producers put a key."""
+    return murmur2(key, partitions)
+
+
+def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_WITHIN_S)
+    return low, high
+
+
+def headers_of(message: Message) -> list[tuple[str, bytes]]:
+    """The headers in their order, as bytes; one without a value is empty."""
+    found = message.headers() or []
+    pairs = found.items() if isinstance(found, dict) else found
+    return [(name, value.encode() if isinstance(value, str) else value or b"") for name, value in pairs]
+
+
+def header(message: Message, name: str) -> bytes | None:
+    """The last header of this name."""
+    return next((value for found, value in reversed(headers_of(message)) if found == name), None)
+
+
+def raw_key(message: Message) -> bytes | None:
+    key = message.key()
+    return key.encode() if isinstance(key, str) else key
+
+
+def raw_value(message: Message) -> bytes | None:
+    value = message.value()
+    return value.encode() if isinstance(value, str) else value

@@ -1,0 +1,32 @@
+"""What the stages and the retrieval need of an encoder. Everything here blocks (call it from a thread) and is thread-safe."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas import EncoderIdentity
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """Vectors are float32 (len(texts) x identity.dimension), C-ordered, finite, and of length 1, so a dot product is a cosine."""
+
+    @property
+    def identity(self) -> EncoderIdentity: ...
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that is read whole, in the model's own tokens, its special ones included."""
+
+    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
+        """Passages, in the order given.
+
+        Raises ValueError when a text is longer than `max_tokens`: nothing of a document is dropped unnoticed. With
+        `truncate` such a text is cut at its end instead.
+        """
+
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        """Questions, in the order given. One that is too long is cut at its end, for a long question still has an answer."""

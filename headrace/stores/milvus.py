@@ -1,0 +1,438 @@
+"""The vector store: a tenant's chunks in one Milvus collection, searched by cosine. No text lies here.
+
+A tenant is a collection of its own and no collection has a partition key: Milvus 2.3.5 loses rows that are upserted into one with
+a partition key.
+"""
+
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import grpc  # type: ignore[import-untyped]  # grpcio ships no types
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from pymilvus import DataType, MilvusClient, MilvusException  # type: ignore[import-untyped]  # pymilvus ships no types
+from pymilvus.client.types import LoadState  # type: ignore[import-untyped]  # as above
+
+from headrace.errors import Misconfigured, Transient
+from headrace.stores.filters import Filters, milvus_expression, milvus_literal
+from headrace.stores.limits import SOURCE_MAX_BYTES, TAG_MAX_BYTES, TAGS_MAX, in_requests
+from headrace.stores.ports import Candidate, StoreCount, VectorRow
+from headrace.stores.settings import MilvusSettings, StoreSettings
+from headrace.stores.terms import created_at_ms, metadata_values
+from schemas import Attributes, EncoderIdentity
+from schemas.key import DOC_ID_MAX_BYTES, check_tenant
+from schemas.wire import decode, encode
+
+T = TypeVar("T")
+
+SERVICE = "milvus"
+
+_SUFFIX = "_docs"
+_DASH = "D"  # Milvus takes no dash in a name, and no tenant has an upper-case letter
+_ID_MAX_BYTES = 128
+_HASH_MAX_BYTES = 128
+_INDEX = {"index_type": "HNSW", "metric_type": "COSINE", "params": {"M": 16, "efConstruction": 200}}
+_EF_LEAST = 64  # below this, recall suffers even for the best few
+_LOAD_POLL_S = 0.1
+_COUNT_PAGE = 10_000
+_ROW_BYTES = 256  # ids, hash and numbers of a row, roughly
+# Without it gRPC waits up to two minutes before it tries a server again that was away.
+_GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2000}
+# Our stage retries, so that it can say so and stop; pymilvus would, unseen, until the time-out.
+_NO_RETRY = {"retry_times": 0, "retry_on_rate_limit": False}
+
+_NO_COLLECTION = 100
+_NOT_LOADED = frozenset({101, 103, 201, 202})
+# Milvus' `merr` codes: not ready, unavailable, memory, too many requests, disk, rate, quota, tick delay; a collection that
+# recovers; replicas, channels, segments and nodes that are not there now; I/O and message queue.
+_TRANSIENT_CODES = frozenset(
+    {2, 3, 4, 7, 8, 9, 11, 104, 106, 400, 401, 500, 501, 502, 503, 600, 601, 602, 603, 901, 902, 903, 904, 905, 1001}
+    | set(range(1300, 1400))
+)
+_CREDENTIAL_CODES = frozenset({1400, 1401})
+_MISFIT_CODES = frozenset({109})
+# Many of its errors come as 65535 or 1, with a text alone.
+_misfit_text = re.compile(
+    r"dimension mismatch|should divide the dim|not equal to schema dim|metric type not match", re.IGNORECASE
+)
+_not_loaded_text = re.compile(r"not (fully )?loaded|hasn't been loaded", re.IGNORECASE)
+_transient_text = re.compile(
+    r"not ready|not healthy|unavailable|on recovering|rate limit|quota|deadline exceeded|time ?out|context canceled|connection refused|"
+    r"connection reset|no available|node (not found|offline)|channel not (found|available)|node not match|not synced|"
+    r"can ?not find (valid )?shard leader|force den",
+    re.IGNORECASE,
+)
+_TRANSIENT_STATUSES = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.CANCELLED,
+    }
+)
+_CREDENTIAL_STATUSES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+
+
+class MilvusStore:
+    """A VectorStore whose collections all hold vectors of one encoder. Connects when it is first used."""
+
+    def __init__(self, settings: StoreSettings, encoder: EncoderIdentity) -> None:
+        self._settings = settings.milvus
+        self._prefix = settings.prefix
+        self._encoder = encoder
+        self._client: Any = None
+        self._opening = threading.Lock()
+        self._ready: set[str] = set()
+        """Collections that were found fit, indexed and loaded once. Each is asked for again only when a call says that it is gone."""
+
+    def check(self) -> None:
+        for tenant in self.tenants():
+            name = collection_name(self._prefix, tenant)
+            found = self._describe(name)
+            if found is not None:
+                self._check_encoder(name, found)
+
+    def upsert(self, tenant: str, rows: Sequence[VectorRow]) -> None:
+        name = collection_name(self._prefix, tenant)
+        encoded: dict[int, tuple[dict[str, Any], int]] = {}  # a document's rows share their attributes
+        for row in rows:
+            if id(row.attributes) not in encoded:
+                encoded[id(row.attributes)] = _attributes(row.attributes)
+        for request in in_requests(rows, lambda row: row.vector.nbytes + encoded[id(row.attributes)][1] + _ROW_BYTES):
+            entities = [_entity(row, encoded[id(row.attributes)][0]) for row in request]
+            self._upsert(name, entities)
+
+    def delete(self, tenant: str, ids: Sequence[str]) -> None:
+        name = collection_name(self._prefix, tenant)
+        for request in in_requests(ids, len):
+            expression = f"id in [{', '.join(map(milvus_literal, request))}]"
+            try:
+                self._call(lambda client, **bounds: client.delete(name, filter=expression, **bounds))  # noqa: B023
+            except MilvusException as exc:
+                if not _is_missing(exc):
+                    raise
+                self._ready.discard(name)
+                return
+
+    def search(self, tenant: str, vector: npt.NDArray[np.float32], *, limit: int, filters: Filters) -> list[Candidate]:
+        name = collection_name(self._prefix, tenant)
+        if name not in self._ready and not self._prepare(name, create=False):
+            return []
+        try:
+            [hits] = self._call(
+                lambda client, **bounds: client.search(
+                    name,
+                    data=[vector],
+                    anns_field="vector",
+                    filter=milvus_expression(filters),
+                    limit=limit,
+                    output_fields=["doc_id"],
+                    search_params={"metric_type": "COSINE", "params": {"ef": max(_EF_LEAST, 2 * limit)}},
+                    consistency_level="Bounded",
+                    **bounds,
+                ),
+                timeout_s=self._settings.search_timeout_s,
+            )
+        except MilvusException as exc:
+            if not _is_missing(exc):
+                raise
+            self._ready.discard(name)
+            return []
+        except NotLoaded:
+            self._load(name)
+            raise
+        return [Candidate(id=hit["id"], doc_id=hit["entity"]["doc_id"], score=hit["distance"]) for hit in hits]
+
+    def count(self, tenant: str) -> StoreCount:
+        name = collection_name(self._prefix, tenant)
+        if not self._prepare(name, create=False):
+            return StoreCount(documents=0, chunks=0)
+        counted = self._call(
+            lambda client, **bounds: client.query(
+                name, filter="", output_fields=["count(*)"], consistency_level="Strong", **bounds
+            )
+        )
+        documents: set[str] = set()
+        pages = self._call(
+            lambda client, **bounds: client.query_iterator(
+                name,
+                batch_size=_COUNT_PAGE,
+                filter='id != ""',
+                output_fields=["doc_id"],
+                consistency_level="Strong",
+                **bounds,
+            )
+        )
+        while page := self._call(lambda _, **__: pages.next()):
+            documents.update(entity["doc_id"] for entity in page)
+        pages.close()
+        return StoreCount(documents=len(documents), chunks=int(counted[0]["count(*)"]))
+
+    def tenants(self) -> list[str]:
+        names = self._call(lambda client, **bounds: client.list_collections(**bounds))
+        return sorted(tenant for name in names if (tenant := _tenant(self._prefix, name)) is not None)
+
+    def close(self) -> None:
+        """Close the connection; a later call opens it again."""
+        with self._opening:
+            client, self._client = self._client, None
+            self._ready.clear()
+        if client is not None:
+            client.close()
+
+    def _upsert(self, name: str, entities: list[dict[str, Any]]) -> None:
+        if name not in self._ready:
+            self._prepare(name, create=True)
+        try:
+            self._call(lambda client, **bounds: client.upsert(name, entities, **bounds))
+        except MilvusException as exc:
+            if not _is_missing(exc):
+                raise
+            # Somebody dropped it since. A second time is somebody's war, and an error.
+            self._ready.discard(name)
+            self._prepare(name, create=True)
+            self._call(lambda client, **bounds: client.upsert(name, entities, **bounds))
+
+    def _prepare(self, name: str, *, create: bool) -> bool:
+        """Make sure that the collection is there, of our encoder, indexed and loaded. False when it isn't there and `create` is.
+
+        Safe when several workers do it at once: each step does nothing where another has done it.
+        """
+        found = self._describe(name)
+        if found is None and not create:
+            return False
+        if found is None:
+            self._create(name)
+            found = self._describe(name)
+            if found is None:
+                raise Transient(SERVICE, f"the collection {name} was dropped while it was made")
+        self._check_encoder(name, found)
+        self._index(name)
+        self._load(name)
+        self._ready.add(name)
+        return True
+
+    def _describe(self, name: str) -> str | None:
+        """The collection's description; None without such a collection."""
+        try:
+            found = self._call(lambda client, **bounds: client.describe_collection(name, **bounds))
+        except MilvusException as exc:
+            if not _is_missing(exc):
+                raise
+            return None
+        return str(found.get("description", ""))
+
+    def _check_encoder(self, name: str, description: str) -> None:
+        try:
+            theirs = decode(description.encode(), EncoderIdentity)
+        except msgspec.DecodeError:
+            raise Misconfigured(
+                f"milvus: the collection {name} was not made by headrace (its description names no encoder); "
+                "drop it or set stores.prefix"
+            ) from None
+        if theirs != self._encoder:
+            raise Misconfigured(
+                f"milvus: the collection {name} holds vectors of {_said(theirs)}, but the encoder here is "
+                f"{_said(self._encoder)}; set the encoder back, or set another stores.prefix and send the documents again"
+            )
+
+    def _create(self, name: str) -> None:
+        schema = _schema(self._encoder)
+        try:
+            self._call(
+                lambda client, **bounds: client.create_collection(
+                    name, schema=schema, consistency_level="Bounded", **bounds
+                )
+            )
+        except MilvusException:
+            # Another worker was first, maybe with another encoder: what is there now is looked at.
+            if self._describe(name) is None:
+                raise
+
+    def _index(self, name: str) -> None:
+        if self._call(lambda client, **bounds: client.list_indexes(name, **bounds)):
+            return
+        params = MilvusClient.prepare_index_params()
+        params.add_index("vector", **_INDEX)
+        self._call(lambda client, **bounds: client.create_index(name, params, **bounds))
+
+    def _load(self, name: str) -> None:
+        """Return when it is loaded. A collection that recovers after a restart is waited for as one that is loaded anew."""
+        give_up = time.monotonic() + self._settings.search_timeout_s
+        self._call(lambda client, **bounds: client.load_collection(name, _async=True, **bounds))
+        while True:
+            state = self._call(lambda client, **bounds: client.get_load_state(name, **bounds))["state"]
+            if state == LoadState.Loaded:
+                return
+            if time.monotonic() > give_up:
+                raise NotLoaded(SERVICE, f"the collection {name} is being loaded")
+            time.sleep(_LOAD_POLL_S)
+
+    def _call(self, call: Callable[..., T], *, timeout_s: float | None = None) -> T:
+        """Run one call of pymilvus with its bounds. Raises what `translate` makes of an error."""
+        try:
+            return call(self._connected(), timeout=timeout_s or self._settings.timeout_s, **_NO_RETRY)
+        except (grpc.RpcError, grpc.FutureTimeoutError, MilvusException) as exc:
+            meaning = translate(exc)
+            if meaning is exc:
+                raise
+            raise meaning from exc
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            # pymilvus holds a lock of its process while it connects, until the time-out; ask first whether anybody listens, so
+            # that ten threads don't wait for one another.
+            _knock(self._settings)
+            with self._opening:
+                if self._client is None:
+                    self._client = _open(self._settings)
+        return self._client
+
+
+class NotLoaded(Transient):
+    """The collection is not served yet: it recovers, or somebody released it."""
+
+
+def collection_name(prefix: str, tenant: str) -> str:
+    return f"{prefix}{check_tenant(tenant).replace('-', _DASH)}{_SUFFIX}"
+
+
+def translate(error: Exception) -> Exception:
+    """What an error of pymilvus or gRPC means; itself where it is not one of those that are expected."""
+    if isinstance(error, grpc.FutureTimeoutError):
+        return Transient(SERVICE, "no answer in time")
+    if isinstance(error, grpc.RpcError):
+        return _translate_rpc(error)
+    if isinstance(error, MilvusException):
+        return _translate_answer(error)
+    return error
+
+
+def _translate_rpc(error: Any) -> Exception:
+    text = f"{error.code().name}: {error.details()}"
+    if error.code() in _CREDENTIAL_STATUSES:
+        return Misconfigured(f"milvus refuses these credentials; set stores.milvus.token ({text})")
+    if error.code() in _TRANSIENT_STATUSES and "larger than max" not in text:
+        return Transient(SERVICE, text)
+    if error.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN} and "RST_STREAM" in text:
+        return Transient(SERVICE, text)  # a server that dies while it answers
+    return error  # type: ignore[no-any-return]  # grpc has no types
+
+
+def _translate_answer(error: Any) -> Exception:
+    text = f"{error.message} (code {error.code})"
+    if isinstance(error.__cause__, grpc.RpcError) and error.__cause__.code() in _CREDENTIAL_STATUSES:
+        return _translate_rpc(error.__cause__)
+    if error.message.startswith("Unexpected error, message="):
+        return error  # type: ignore[no-any-return]  # pymilvus' own bug, or ours, in its wrapping
+    if error.code in _CREDENTIAL_CODES:
+        return Misconfigured(f"milvus refuses these credentials; set stores.milvus.token ({text})")
+    if error.code in _MISFIT_CODES or _misfit_text.search(error.message):
+        return Misconfigured(
+            f"milvus: a collection does not fit the encoder; set the encoder back or set another stores.prefix ({text})"
+        )
+    if _is_missing(error):
+        return error  # type: ignore[no-any-return]  # each caller knows what a missing collection means
+    if error.code in _NOT_LOADED or _not_loaded_text.search(error.message):
+        return NotLoaded(SERVICE, text)
+    if error.code in _TRANSIENT_CODES or _transient_text.search(error.message):
+        return Transient(SERVICE, text)
+    return error  # type: ignore[no-any-return]  # pymilvus has no types
+
+
+def _is_missing(error: Any) -> bool:
+    return bool(error.code == _NO_COLLECTION)
+
+
+def _knock(settings: MilvusSettings) -> None:
+    address = urlsplit(settings.uri)
+    port = address.port or (443 if address.scheme == "https" else 19530)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=settings.search_timeout_s).close()
+    except OSError as exc:
+        raise Transient(SERVICE, f"nobody listens at {address.hostname}:{port}: {exc}") from exc
+
+
+def _open(settings: MilvusSettings) -> Any:
+    # It logs every failed call with a traceback, and so every retry of a stage that waits; the stage says it once.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    client = MilvusClient(
+        uri=settings.uri,
+        token=settings.token.get_secret_value() if settings.token else "",
+        timeout=settings.search_timeout_s,
+        dedicated=True,
+        grpc_options=_GRPC_OPTIONS,
+    )
+    # With a time-out, pymilvus retries a server that is away until the time-out, and reconnects under a lock of its process. Its
+    # hook for errors is where that can be cut short: gRPC itself connects again. (tests/connected/stores/test_away.py holds it.)
+    client._handler._on_rpc_error = _give_up
+    return client
+
+
+def _give_up(error: Exception) -> NoReturn:
+    raise error
+
+
+def _schema(encoder: EncoderIdentity) -> Any:
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=encode(encoder).decode())
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=_ID_MAX_BYTES)
+    schema.add_field("doc_id", DataType.VARCHAR, max_length=DOC_ID_MAX_BYTES)
+    schema.add_field("version", DataType.INT64)
+    schema.add_field("ordinal", DataType.INT64)
+    schema.add_field("content_hash", DataType.VARCHAR, max_length=_HASH_MAX_BYTES)
+    schema.add_field(
+        "tags", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=TAGS_MAX, max_length=TAG_MAX_BYTES
+    )
+    schema.add_field("source", DataType.VARCHAR, max_length=SOURCE_MAX_BYTES)
+    schema.add_field("created_at", DataType.INT64)
+    schema.add_field("metadata", DataType.JSON)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=encoder.dimension)
+    return schema
+
+
+def _attributes(attributes: Attributes) -> tuple[dict[str, Any], int]:
+    """The fields that all rows of a document share, and roughly how many bytes they take."""
+    metadata = encode(metadata_values(attributes.metadata)).decode()
+    # 2.3.5 has no null: no source is "", which no filter asks for.
+    source = attributes.source or ""
+    fields = {
+        "tags": attributes.tags,
+        "source": source,
+        "created_at": created_at_ms(attributes.created_at),
+        "metadata": metadata,
+    }
+    return fields, sum(len(tag.encode()) for tag in attributes.tags) + len(source.encode()) + len(metadata.encode())
+
+
+def _entity(row: VectorRow, attributes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "doc_id": row.doc_id,
+        "version": row.version,
+        "ordinal": row.ordinal,
+        "content_hash": row.content_hash,
+        **attributes,
+        "vector": row.vector,
+    }
+
+
+def _tenant(prefix: str, name: str) -> str | None:
+    if not (name.startswith(prefix) and name.endswith(_SUFFIX)):
+        return None
+    tenant = name.removeprefix(prefix).removesuffix(_SUFFIX).replace(_DASH, "-")
+    with suppress(ValueError):
+        return check_tenant(tenant)
+    return None
+
+
+def _said(encoder: EncoderIdentity) -> str:
+    return f"{encoder.name} ({encoder.dimension} dimensions, {'' if encoder.normalised else 'not '}normalised)"

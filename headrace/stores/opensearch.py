@@ -1,0 +1,238 @@
+"""The text store: a tenant's chunks with their text in one OpenSearch index, found by BM25.
+
+Metadata is held twice: as it was sent, unindexed, for hits; and as keywords of key and value (`headrace.stores.terms`), for
+filters. OpenSearch's own ways don't fit: mapped fields would grow with every key that a producer thinks of, `flat_object` has no
+numeric ranges and tells neither 1 from "1" nor a dot in a key from a path, and nested documents cost a Lucene document a key for
+every chunk. Terms make equality, ranges and lists exact in one field.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from headrace.stores.filters import Filters, opensearch_clauses
+from headrace.stores.manifests import manifest_indexes
+from headrace.stores.opensearch_connection import OpenSearchConnection
+from headrace.stores.opensearch_indexes import Action, TenantIndexes, get_many
+from headrace.stores.ports import Candidate, StoreCount, TextRow
+from headrace.stores.settings import OpenSearchSettings, StoreSettings
+from headrace.stores.terms import created_at_ms, metadata_keywords
+from schemas import Attributes, Manifest, MetadataValue
+from schemas.wire import decode, encode
+
+QUERY_WORDS = 400
+"""Words of a question that are searched for: with two fields, 800 of the 1,024 clauses that OpenSearch takes."""
+
+_FIELDS = ["text", "title"]
+_TIE_BREAKER = 0.5  # half of what the other field scores is added: a word in title and text counts more than in one
+_DISTINCT_PAGE = 10_000
+_DERIVED = {"_source_excludes": "created_at_ms,metadata_terms"}
+# A word as the tokenizers see it: a run of letters and digits of an alphabet, or one sign of a script without spaces.
+_word = re.compile(r"[^\W\u2000-\U0010ffff]+|[^\s\x00-\x7f]")
+_TOKEN_MAX_CHARS = 255  # where the tokenizers cut a longer word
+
+
+class _Source(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk as it lies in the index."""
+
+    doc_id: str
+    version: int
+    ordinal: int
+    content_hash: str
+    text: str
+    start: int
+    end: int
+    headings: list[str]
+    title: str | None
+    source: str | None
+    source_confidence: float | None
+    tags: list[str]
+    created_at: datetime
+    metadata: dict[str, MetadataValue]
+    created_at_ms: int = 0
+    metadata_terms: list[str] = []
+
+
+class _Hit(msgspec.Struct, frozen=True):
+    id: str = msgspec.field(name="_id")
+    score: float = msgspec.field(name="_score")
+    source: _Source = msgspec.field(name="_source")
+
+
+class _Hits(msgspec.Struct, frozen=True):
+    hits: list[_Hit]
+
+
+class _Found(msgspec.Struct, frozen=True):
+    hits: _Hits
+
+
+class _Distinct(msgspec.Struct, frozen=True):
+    buckets: list[Any]
+    after_key: dict[str, str] | None = None
+
+
+class _Aggregations(msgspec.Struct, frozen=True):
+    documents: _Distinct = _Distinct(buckets=[])
+
+
+class _Aggregated(msgspec.Struct, frozen=True):
+    aggregations: _Aggregations = _Aggregations()
+
+
+class OpenSearchTextStore:
+    """A TextStore. A tenant's index keeps the analyzer that it was made with."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings.opensearch
+        self._connection = OpenSearchConnection(settings.opensearch)
+        self._indexes = TenantIndexes(self._connection, settings.prefix, "docs", _definition(settings.opensearch))
+        self._manifests = manifest_indexes(self._connection, settings)
+
+    def check(self) -> None:
+        self._connection.request("GET", "/", msgspec.Raw, timeout_s=self._settings.search_timeout_s)
+
+    def upsert(self, tenant: str, rows: Sequence[TextRow]) -> None:
+        terms: dict[int, list[str]] = {}  # a document's rows share their attributes
+        for row in rows:
+            if id(row.attributes) not in terms:
+                terms[id(row.attributes)] = metadata_keywords(row.attributes.metadata)
+        self._indexes.write(
+            Action(operation="index", tenant=tenant, id=row.id, source=encode(_source(row, terms[id(row.attributes)])))
+            for row in rows
+        )
+
+    def delete(self, tenant: str, ids: Sequence[str]) -> None:
+        self._indexes.write(Action(operation="delete", tenant=tenant, id=name) for name in ids)
+
+    def search(self, tenant: str, text: str, *, limit: int, filters: Filters) -> list[Candidate]:
+        asked = {"query": first_words(text), "fields": _FIELDS, "type": "best_fields", "tie_breaker": _TIE_BREAKER}
+        body = {
+            "query": {"bool": {"must": {"multi_match": asked}, "filter": opensearch_clauses(filters)}},
+            "size": limit,
+            "track_total_hits": False,
+            "_source": {"excludes": ["created_at_ms", "metadata_terms"]},
+        }
+        found = self._indexes.search(tenant, body, _Found, timeout_s=self._settings.search_timeout_s)
+        return [
+            Candidate(id=hit.id, doc_id=hit.source.doc_id, score=hit.score, row=_row(hit.id, hit.source))
+            for hit in found.hits.hits
+        ]
+
+    def read(
+        self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str]
+    ) -> tuple[dict[str, TextRow], dict[str, Manifest]]:
+        rows = [(self._indexes.name(tenant), chunk) for chunk in chunk_ids]
+        manifests = [(self._manifests.name(tenant), doc_id) for doc_id in doc_ids]
+        got = get_many(self._connection, rows + manifests, params=_DERIVED)
+        return (
+            {one.id: _row(one.id, decode(bytes(one.source), _Source)) for one in got[: len(rows)] if one.found},
+            {one.id: decode(bytes(one.source), Manifest) for one in got[len(rows) :] if one.found},
+        )
+
+    def count(self, tenant: str) -> StoreCount:
+        self._indexes.refresh(tenant)
+        return StoreCount(documents=self._documents(tenant), chunks=self._indexes.count(tenant, {"match_all": {}}))
+
+    def tenants(self) -> list[str]:
+        return self._indexes.tenants()
+
+    def close(self) -> None:
+        """Close the connections; a later call opens them again."""
+        self._connection.close()
+
+    def _documents(self, tenant: str) -> int:
+        """Distinct doc_ids, page by page: OpenSearch's cardinality is an estimate."""
+        pages: dict[str, Any] = {"size": _DISTINCT_PAGE, "sources": [{"doc_id": {"terms": {"field": "doc_id"}}}]}
+        documents = 0
+        while True:
+            body = {"size": 0, "aggs": {"documents": {"composite": pages}}}
+            page = self._indexes.search(tenant, body, _Aggregated)
+            documents += len(page.aggregations.documents.buckets)
+            if page.aggregations.documents.after_key is None:
+                return documents
+            pages["after"] = page.aggregations.documents.after_key
+
+
+def first_words(text: str) -> str:
+    """The text up to its 400th word: thousands of words would be more clauses than OpenSearch takes."""
+    words = 0
+    for word in _word.finditer(text):
+        words += 1 + len(word[0]) // _TOKEN_MAX_CHARS
+        if words > QUERY_WORDS:
+            return text[: word.start()]
+    return text
+
+
+def _definition(settings: OpenSearchSettings) -> dict[str, Any]:
+    analysed = {"type": "text", "analyzer": settings.analyzer}
+    return {
+        "settings": {
+            "number_of_shards": 1,
+            "number_of_replicas": settings.replicas,
+            "refresh_interval": settings.refresh_interval,
+        },
+        "mappings": {
+            "dynamic": False,
+            "properties": {
+                "doc_id": {"type": "keyword"},
+                "version": {"type": "long"},
+                "ordinal": {"type": "integer"},
+                "content_hash": {"type": "keyword"},
+                "text": analysed,
+                "title": analysed,
+                "tags": {"type": "keyword"},
+                "source": {"type": "keyword"},
+                "created_at_ms": {"type": "long"},
+                "metadata": {"type": "object", "enabled": False},
+                "metadata_terms": {"type": "keyword"},
+            },
+        },
+    }
+
+
+def _source(row: TextRow, metadata_terms: list[str]) -> _Source:
+    attributes = row.attributes
+    return _Source(
+        doc_id=row.doc_id,
+        version=row.version,
+        ordinal=row.ordinal,
+        content_hash=row.content_hash,
+        text=row.text,
+        start=row.start,
+        end=row.end,
+        headings=row.headings,
+        title=attributes.title,
+        source=attributes.source,
+        source_confidence=attributes.source_confidence,
+        tags=attributes.tags,
+        created_at=attributes.created_at,
+        metadata=attributes.metadata,
+        created_at_ms=created_at_ms(attributes.created_at),
+        metadata_terms=metadata_terms,
+    )
+
+
+def _row(name: str, source: _Source) -> TextRow:
+    return TextRow(
+        id=name,
+        doc_id=source.doc_id,
+        version=source.version,
+        ordinal=source.ordinal,
+        content_hash=source.content_hash,
+        text=source.text,
+        start=source.start,
+        end=source.end,
+        headings=source.headings,
+        attributes=Attributes(
+            created_at=source.created_at,
+            title=source.title,
+            source=source.source,
+            source_confidence=source.source_confidence,
+            tags=source.tags,
+            metadata=source.metadata,
+        ),
+    )

@@ -1,0 +1,112 @@
+"""What a worker tells of itself: JSON logs with stable event names, Prometheus metrics, and health over HTTP."""
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
+
+from headrace.errors import Misconfigured
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+MILLISECONDS = (5, 10, 25, 50, 75, 100, 150, 250, 500, 1000, 2500, 5000, 10000)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+MESSAGES = Counter("headrace_messages", "Messages taken (in) and confirmed by the broker (out)", ["stage", "lane", "direction"])
+CHUNKS = Counter("headrace_chunks", "Chunks that passed a stage", ["stage", "lane"])
+STEP_SECONDS = Histogram("headrace_step_seconds", "Time of each step of a batch", ["stage", "step"], buckets=SECONDS)
+BATCH_MESSAGES = Histogram("headrace_batch_messages", "Messages in a batch", ["stage"], buckets=SIZES)
+IN_HAND = Gauge("headrace_in_hand_messages", "Messages taken and not acked", ["stage"])
+BUFFERED_BYTES = Gauge("headrace_buffered_bytes", "Record bytes fetched and not acked", ["stage", "lane"])
+LAG = Gauge("headrace_consumer_lag_messages", "Messages from the committed position to the end", ["stage", "lane"])
+RETRIES = Counter("headrace_retries", "Tries again because a server was away or overloaded", ["stage", "service"])
+WAITING = Gauge("headrace_waiting", "1 while a stage waits for a server", ["stage", "service"])
+DEAD_LETTERS = Counter("headrace_dead_letters", "Messages sent to documents.dead", ["stage", "code"])
+PROGRESS = Gauge("headrace_last_progress_timestamp_seconds", "When a stage last acked something (Unix time)", ["stage"])
+ANSWER_ERRORS = Counter("headrace_answer_errors", "Replies that carry an error", ["code"])
+DEGRADED = Counter("headrace_degraded_answers", "Answers made without a part", ["without"])
+# Under the names that dashboards of such pipelines already have.
+INGEST_REQUESTS = Counter("ingest_requests", "Documents and deletions received")
+SEARCH_LATENCY_MS = Histogram("search_latency_ms", "From taking a query to its reply, in milliseconds", buckets=MILLISECONDS)
+EMBEDDING_QPS = Gauge("embedding_qps", "Texts embedded a second, over the last batch")
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """One line an event on stderr: for people where that is a terminal and `log_format` is `auto`, else JSON."""
+    for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderers: list[Any] = (
+        [structlog.dev.ConsoleRenderer()]
+        if for_people
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.PositionalArgumentsFormatter()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    # Libraries that tell of every connection and request; their warnings stay.
+    for name in ("agents.transport", "aiokafka", "faust", "mode", "pymilvus", "opensearch", "urllib3", "httpx", "sentence_transformers"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes and probes come every few seconds; a line for each would bury the log."""
+
+
+def serve_health(
+    host: str, port: int, *, stuck: Callable[[], str | None], unready: Callable[[], str | None], before_scrape: Callable[[], None]
+) -> int:
+    """Serve /metrics, /healthz and /readyz from a thread of its own, and return the port (a free one for port 0).
+
+    `stuck` and `unready` give the reason why not, or None; they are called from that thread, so a probe is answered also while
+    the event loop is held up. Raises Misconfigured when the port is taken.
+    """
+    metrics = make_wsgi_app()
+    checks = {"/healthz": stuck, "/readyz": unready}
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        check = checks.get(environ["PATH_INFO"])
+        if check is not None:
+            reason = check()
+            start_response("200 OK" if reason is None else "503 Service Unavailable", [("Content-Type", "text/plain")])
+            return [(reason or "ok").encode() + b"\n"]
+        if environ["PATH_INFO"] == "/metrics":
+            before_scrape()
+            answer: Iterable[bytes] = metrics(environ, start_response)
+            return answer
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"/metrics, /healthz and /readyz are here\n"]
+
+    try:
+        server = make_server(host, port, application, server_class=_ThreadingServer, handler_class=_QuietHandler)
+    except OSError as exc:
+        raise Misconfigured(
+            f"can't listen on {host}:{port} ({exc.strerror}): end what listens there, or set HEADRACE_WORKER__PORT"
+        ) from exc
+    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+    return server.server_port

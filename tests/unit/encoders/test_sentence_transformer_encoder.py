@@ -1,0 +1,111 @@
+import threading
+
+import numpy as np
+import pytest
+
+from headrace.encoders import Encoder, SentenceTransformerEncoder
+from headrace.encoders.settings import EncoderSettings
+from headrace.errors import Misconfigured
+from schemas import EncoderIdentity
+
+TEXTS = ["A turbine turns.", "", "Water flows down the channel to the turbine. " * 8, "Bread is baked.", "ü 中文 😀"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SentenceTransformerEncoder:
+    return SentenceTransformerEncoder(EncoderSettings(device="cpu", batch_size=2))
+
+
+def test_it_is_an_encoder_that_names_the_model_and_not_this_machine(encoder: SentenceTransformerEncoder) -> None:
+    port: Encoder = encoder
+    assert port.identity == EncoderIdentity(
+        name="sentence-transformers/all-MiniLM-L6-v2", dimension=384, normalised=True
+    )
+    assert port.max_tokens == 256
+
+
+def test_vectors_are_float32_of_length_one(encoder: SentenceTransformerEncoder) -> None:
+    vectors = encoder.encode(TEXTS)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (5, 384)
+    assert vectors.flags.c_contiguous
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-6)
+
+
+def test_vectors_are_those_of_sentence_transformers_in_the_order_of_the_texts(
+    encoder: SentenceTransformerEncoder,
+) -> None:
+    expected = encoder._model.encode(TEXTS, normalize_embeddings=True, show_progress_bar=False)
+    assert encoder.encode(TEXTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_nothing_to_encode_is_an_empty_matrix(encoder: SentenceTransformerEncoder) -> None:
+    assert encoder.encode([]).shape == encoder.encode_queries([]).shape == (0, 384)
+
+
+def test_a_passage_is_never_cut_unnoticed(encoder: SentenceTransformerEncoder) -> None:
+    fits, too_long = "water " * 254, "water " * 255
+    assert encoder.encode([fits]).shape == (1, 384)
+    with pytest.raises(ValueError, match="257 tokens does not fit the encoder, which reads 256"):
+        encoder.encode([fits, too_long])
+
+
+def test_a_question_that_is_too_long_is_cut_at_its_end(encoder: SentenceTransformerEncoder) -> None:
+    read, unread = "water " * 254, "bread " * 1000
+    [whole, cut] = encoder.encode_queries([read, read + unread])
+    assert cut == pytest.approx(whole, abs=1e-5)
+    assert encoder.encode([read + unread], truncate=True)[0] == pytest.approx(whole, abs=1e-5)
+
+
+def test_what_means_the_same_is_nearer_than_what_does_not(encoder: SentenceTransformerEncoder) -> None:
+    [question] = encoder.encode_queries(["What makes the turbine spin?"])
+    turbine, bread = encoder.encode(["Flowing water drives the turbine.", "Bread is baked in an oven."]) @ question
+    assert turbine > bread + 0.3
+
+
+def test_threads_may_share_it(encoder: SentenceTransformerEncoder) -> None:
+    expected = encoder.encode(TEXTS)
+    found: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(np.allclose(encoder.encode(TEXTS), expected, atol=1e-6)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 4
+
+
+def test_a_vector_that_is_no_number_is_a_bug_and_never_leaves(
+    encoder: SentenceTransformerEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(encoder, "_forward", lambda rows: torch.full((len(rows), 384), float("nan")))
+    with pytest.raises(RuntimeError, match="no usable vector .* for 2 of 2 texts on cpu in float32"):
+        encoder.encode(["a", "b"])
+
+
+def test_a_batch_too_large_for_the_device_names_the_setting(
+    encoder: SentenceTransformerEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(rows: list[list[int]]) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(encoder, "_forward", full)
+    with pytest.raises(Misconfigured, match="encoder.batch_size"):
+        encoder.encode(["a"])
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_on_a_cpu_is_refused(precision: str) -> None:
+    with pytest.raises(Misconfigured, match=f"encoder.precision: {precision} needs a CUDA device"):
+        SentenceTransformerEncoder(EncoderSettings(device="cpu", precision=precision))  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_here_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="encoder.device: cuda:63 is not here"):
+        SentenceTransformerEncoder(EncoderSettings(device="cuda:63"))
