@@ -16,7 +16,7 @@ from agents.stage import Item, Outgoing, Record, Stage
 from headrace import telemetry
 from headrace.chunking import Chunks, TokenCounter, check_chunking, chunk
 from headrace.errors import Poison
-from headrace.stores.ports import ManifestStore
+from headrace.stores.ports import ManifestStore, Stored
 from headrace.versions import DELETED_FINGERPRINT, Admission, admit, fingerprint
 from schemas import (
     Attributes,
@@ -30,7 +30,6 @@ from schemas import (
     encode,
     parse_key,
 )
-from schemas.batches import pack_chunks
 from schemas.document import Deletion, read_document
 from topics import RECORD_MAX_BYTES, Lane
 
@@ -86,15 +85,18 @@ class Chunker:
         ):
             if named is not None and named != expected:
                 raise Poison("key_mismatch", f"{name} is {named!r} in the document and {expected!r} in the record's key")
-        arrived = datetime.fromtimestamp(record.timestamp / 1000, UTC)
         chunking = self.default
-        if isinstance(document, Deletion):
-            attributes, content = Attributes(created_at=arrived), DELETED_FINGERPRINT
-        else:
+        try:
+            attributes = _attributes(document, record)
+        except (OverflowError, ValueError) as exc:
+            raise Poison("bad_document", f"a time that no calendar has: {exc}") from exc
+        content = DELETED_FINGERPRINT
+        if isinstance(document, Document):
             chunking = document.chunking or self.default
-            attributes = _attributes(document, arrived)
             try:
-                check_chunking(chunking, self.encoder_max_tokens)
+                check_chunking(
+                    chunking, encoder_max_tokens=self.encoder_max_tokens, special_tokens=self.tokenizer.special_tokens
+                )
             except ValueError as exc:
                 raise Poison("bad_chunking", str(exc)) from exc
             content = fingerprint(document, chunking, self.encoder)
@@ -118,8 +120,9 @@ class Chunker:
 
     def _chunked(self, incoming: Incoming) -> Chunks:
         document = incoming.document
-        text, content_type = ("", "text/plain") if isinstance(document, Deletion) else (document.text, document.content_type)
-        return chunk(text, content_type, incoming.chunking, self.tokenizer)
+        if isinstance(document, Deletion):
+            return chunk("", "text/plain", incoming.chunking, self.tokenizer)
+        return chunk(document.text, document.content_type, incoming.chunking, self.tokenizer)
 
     def _admit(self, versions: Sequence[Incoming], chunks: Sequence[int]) -> list[Admission]:
         """Note in the manifests what is let in. Where somebody else wrote one first, look at it again."""
@@ -127,7 +130,7 @@ class Chunker:
         undecided = list(range(len(versions)))
         while undecided:
             stored = self.manifests.read({versions[index].key for index in undecided})
-            replacements = {}
+            replacements: dict[Key, Stored] = {}
             for index in undecided:
                 incoming = versions[index]
                 current = replacements.get(incoming.key, stored[incoming.key])
@@ -146,7 +149,11 @@ class Chunker:
         return [admissions[index] for index in range(len(versions))]
 
 
-def _attributes(document: Document, arrived: datetime) -> Attributes:
+def _attributes(document: Document | Deletion, record: Record) -> Attributes:
+    """Raises Poison when they are too large, OverflowError or ValueError for a time before the year 1 or after 9999."""
+    arrived = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+    if isinstance(document, Deletion):
+        return Attributes(created_at=arrived)
     attributes = Attributes(
         created_at=(document.created_at or arrived).astimezone(UTC),
         title=document.title,
@@ -172,7 +179,7 @@ def _batches(incoming: Incoming, chunks: Chunks, lane: Lane) -> Iterator[Outgoin
     topic = "documents.chunks.urgent" if lane == "urgent" else "documents.chunks"
     first = 0
     # A deletion, and a document without text, travels as one batch without chunks.
-    for group in pack_chunks(chunks, room=CHUNKS_ROOM_BYTES) if len(chunks) else ([],):
+    for group in chunks.groups(CHUNKS_ROOM_BYTES) if len(chunks) else ([],):
         batch = ChunkBatch(
             tenant=incoming.key.tenant,
             doc_id=incoming.key.doc_id,

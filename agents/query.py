@@ -22,6 +22,7 @@ from headrace.errors import Poison, Transient
 from headrace.retrieval import Found, Retriever, extractive_answer
 from headrace.retrieval.settings import RetrievalSettings
 from schemas import Answer, AnswerError, AnswerText, Delta, ErrorCode, Query, decode, encode
+from schemas.key import check_tenant
 from topics import Names
 
 log = structlog.get_logger("headrace.query")
@@ -66,7 +67,7 @@ class Request:
     reply_to: ReplyTo
     query: Query | None = None
     error: AnswerError | None = None
-    deadline: float | None = None
+    deadline: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,8 @@ class QueryAnswerer:
             return Request(reply_to=reply_to, error=refused)
         try:
             query = decode(record.value or b"", Query)
-        except msgspec.DecodeError as exc:
+            check_tenant(query.tenant)
+        except (msgspec.DecodeError, ValueError) as exc:
             return Request(reply_to=reply_to, error=_bad_request(str(exc)))
         try:
             deadline = _deadline(record)
@@ -190,9 +192,9 @@ class QueryAnswerer:
         return reply_to, _bad_request(refused) if refused is not None else None
 
 
-def _deadline(record: Record) -> float | None:
+def _deadline(record: Record) -> int | None:
     value = dict(record.headers).get(DEADLINE_HEADER)
-    return None if value is None else float(value)
+    return None if value is None else int(value)
 
 
 def _bad_request(message: str) -> AnswerError:

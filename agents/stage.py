@@ -24,7 +24,7 @@ import msgspec
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from agents.dead_letters import Headers, dead_letter_headers
+from agents.dead_letters import MESSAGE_MAX_CHARACTERS, Headers, dead_letter_headers
 from headrace import telemetry
 from headrace.errors import Misconfigured, Poison, Transient
 from schemas import DocumentEvent, EventError, decode, encode, parse_key
@@ -195,6 +195,9 @@ class StageRunner(Generic[T]):
                     items.append(Item(record=record, message=self.stage.decode(record)))
                 except Poison as poison:
                     outgoing += self._bury(record, poison, attempts=1)
+                except Exception as bug:
+                    crash = (index[id(record)], bug)
+                    break
         for outcome in await self._work(items):
             if isinstance(outcome, _Broken):
                 crash = (index[id(outcome.item.record)], outcome.error)
@@ -386,7 +389,7 @@ def _failed(record: Record, stage: str, poison: Poison) -> DocumentEvent:
         doc_id=doc_id,
         tenant=tenant,
         version=version,
-        error=EventError(code=poison.code, message=str(poison)),
+        error=EventError(code=poison.code, message=str(poison)[:MESSAGE_MAX_CHARACTERS]),
     )
 
 

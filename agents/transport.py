@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import faust
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -208,6 +208,11 @@ class App(faust.App):
     """A Faust app on this transport. `delivery` is set before it starts."""
 
     delivery: Delivery
+
+    @property
+    def kafka(self) -> Consumer:
+        """The consumer, as what it is here."""
+        return cast(Consumer, self.consumer)
 
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self)

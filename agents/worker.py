@@ -24,7 +24,7 @@ log = structlog.get_logger("headrace.worker")
 
 HEARTBEATS_PER_SESSION = 3
 MAX_POLL_INTERVAL_S = 864_000.0
-"""Out of reach: past it with full buffers a Faust worker leaves its group and never comes back (decision 0001, fact 6)."""
+"""Out of reach: past it with full buffers a Faust worker leaves its group and never comes back (decision 0001)."""
 LOOP_STALLED_S = 60.0
 """An event loop that hasn't turned for so long isn't going to."""
 
@@ -56,9 +56,9 @@ class KafkaWire:
 
     async def note_attempt(self, record: Record) -> int:
         tp = TP(record.topic, record.partition)
-        position, note = await self._app.consumer.committed_note(tp)
+        position, note = await self._app.kafka.committed_note(tp)
         attempts = 1 + (int(note) if position == record.offset and note.isdigit() else 0)
-        await self._app.consumer.commit_with_note(tp, record.offset, str(attempts))
+        await self._app.kafka.commit_with_note(tp, record.offset, str(attempts))
         return attempts
 
 
@@ -102,7 +102,7 @@ class Worker:
         """Keeps what the health endpoints tell: they are asked from a thread of their own."""
         while not self.app.should_stop:
             self._last_turn = time.monotonic()
-            if self.app.consumer.in_group():
+            if self.app.kafka.in_group():
                 self._out_of_group_since = None
             elif self._out_of_group_since is None:
                 self._out_of_group_since = time.monotonic()
@@ -132,11 +132,11 @@ class Worker:
         if self._out_of_group_since is not None:
             return
         lags = dict.fromkeys(set(self.lane_of.values()), 0)
-        for tp, lag in self.app.consumer.lag().items():
+        for tp, lag in self.app.kafka.lag().items():
             lags[self.lane_of[tp.topic]] += lag
         for lane, lag in lags.items():
             telemetry.LAG.labels(self.stage.name, lane).set(lag)
-            telemetry.BUFFERED_BYTES.labels(self.stage.name, lane).set(self.app.consumer.held(lane)[1])
+            telemetry.BUFFERED_BYTES.labels(self.stage.name, lane).set(self.app.kafka.held(lane)[1])
 
     def run(self) -> int:
         """Serve health, consume until told to stop; the exit code: 0 after a clean stop, 1 after a crash."""

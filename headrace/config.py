@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from headrace.chunking.settings import ChunkingSettings
 from headrace.encoders.settings import EncoderSettings
 from headrace.errors import Misconfigured
+from headrace.localstack.settings import LocalStackSettings
 from headrace.retrieval.settings import RetrievalSettings
 from headrace.stores.settings import StoreSettings
 from topics import Names
@@ -104,6 +105,7 @@ class Settings(BaseSettings):
     retrieval: RetrievalSettings = RetrievalSettings()
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
+    local: LocalStackSettings = LocalStackSettings()
 
     @model_validator(mode="after")
     def _overlap_leaves_room(self) -> "Settings":

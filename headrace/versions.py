@@ -11,7 +11,21 @@ from enum import Enum
 
 import msgspec
 
-from schemas import Chunking, Document, Intake, Key, Live, Manifest, Pending, Receipt, Revision, Span, Status, Store, Sweep
+from schemas import (
+    Chunking,
+    Document,
+    Intake,
+    Key,
+    Live,
+    Manifest,
+    Pending,
+    Receipt,
+    Revision,
+    Span,
+    Status,
+    Store,
+    Sweep,
+)
 from schemas.batches import STORES
 from schemas.revision import chunk_id, revision_id
 
@@ -142,7 +156,7 @@ def receive(manifest: Manifest, receipts: Iterable[Receipt], *, at: datetime) ->
         again = True
     if again and live is not None:
         sweeps += live.swept
-        status = "deleted" if live.deleted else "indexed"
+        status: Status = "deleted" if live.deleted else "indexed"
         fates[live.revision] = Fate(revision=live.revision, status=status, chunks=live.chunks)
     changed = msgspec.structs.replace(manifest, live=live, pending=list(pending.values()))
     return Received(

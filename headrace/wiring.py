@@ -13,12 +13,14 @@ def build_tokenizer(settings: Settings) -> tuple[TokenCounter, int]:
     Raises Misconfigured when the deployment's chunks would be cut by the encoder.
     """
     folder = model_folder(settings.encoder)
-    readable = max_tokens(folder)
+    tokenizer, readable = load_tokenizer(folder), max_tokens(folder)
     try:
-        check_chunking(settings.chunking.chunking(), readable)
+        check_chunking(
+            settings.chunking.chunking(), encoder_max_tokens=readable, special_tokens=tokenizer.special_tokens
+        )
     except ValueError as exc:
         raise Misconfigured(f"chunking: {exc}") from exc
-    return load_tokenizer(folder), readable
+    return tokenizer, readable
 
 
 def build_encoder(settings: Settings) -> Encoder:

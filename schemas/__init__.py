@@ -4,7 +4,7 @@ Readers ignore fields they do not know; a new field always has a default; a fiel
 """
 
 from schemas.batches import Attributes, Chunk, ChunkBatch, EmbeddingBatch, Receipt, Store
-from schemas.document import Chunking, Document, MetadataValue, Strategy
+from schemas.document import Chunking, Deletion, Document, MetadataValue, Strategy
 from schemas.encoder import EncoderIdentity
 from schemas.event import DocumentEvent, EventError, Status
 from schemas.key import Key, parse_key
@@ -33,6 +33,7 @@ __all__ = [
     "ChunkBatch",
     "Chunking",
     "Citation",
+    "Deletion",
     "Delta",
     "Document",
     "DocumentEvent",

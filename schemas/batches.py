@@ -2,14 +2,13 @@
 
 import base64
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from schemas.document import MetadataValue
+from schemas.document import MetadataValue, Timestamp
 from schemas.key import Key
 from schemas.revision import Revision
 
@@ -21,7 +20,7 @@ CHUNKS_PER_BATCH = 64
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     """What a document says of itself beside its text; every chunk's row carries it."""
 
-    created_at: datetime
+    created_at: Timestamp
     title: str | None = None
     source: str | None = None
     source_confidence: float | None = None

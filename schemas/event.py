@@ -1,9 +1,10 @@
 """What became of a version of a document, for producers and operators."""
 
-from datetime import datetime
 from typing import Literal
 
 import msgspec
+
+from schemas.document import Timestamp
 
 Status = Literal["indexed", "deleted", "unchanged", "superseded", "failed"]
 
@@ -23,7 +24,7 @@ class DocumentEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     status: Status
     stage: str
-    at: datetime
+    at: Timestamp
     doc_id: str | None = None
     tenant: str | None = None
     version: int | None = None

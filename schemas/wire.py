@@ -1,7 +1,8 @@
 """Bytes to messages and back: UTF-8 JSON, one cached codec a type."""
 
+from collections.abc import Hashable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -21,7 +22,10 @@ def decode(value: bytes, message_type: type[T]) -> T:
     Raises msgspec.DecodeError when the bytes are not JSON (lone surrogates in escapes included), and its subclass
     msgspec.ValidationError when a field is missing or of another type; both name the place in their text.
     """
-    message: T = _decoder(message_type).decode(value)
+    try:
+        message: T = _decoder(cast(Hashable, message_type)).decode(value)
+    except RecursionError:
+        raise msgspec.DecodeError("JSON is nested too deeply") from None
     return message
 
 

@@ -161,8 +161,8 @@ def group_lag(kafka: KafkaSettings) -> list[Lag]:
     partitions = [TopicPartition(topic, number) for topic in sorted(wanted) for number in range(there[topic])]
     with translated(config):
         admin = AdminClient(config)
-        ends = _offsets(admin, partitions, OffsetSpec.latest())
-        begins = _offsets(admin, partitions, OffsetSpec.earliest())
+        ends = _offsets(admin, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        begins = _offsets(admin, partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
         lags = []
         for stage, lanes in stages.items():
             committed = _committed(admin, kafka.names.group(stage))

@@ -81,7 +81,7 @@ def show(
 
     partition, colon, offset = id.partition(":")
     if not (colon and partition.isdecimal() and offset.isdecimal()):
-        raise typer.BadParameter("is of the form partition:offset, e.g. 3:17", param_hint="ID")
+        raise typer.BadParameter("must be partition:offset, e.g. 3:17", param_hint="ID")
     message = dead_letter(load_settings().kafka, int(partition), int(offset))
     if message is None:
         complain(f"there is no dead letter {id}")

@@ -70,13 +70,14 @@ def _print(rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("topic", no_wrap=True)
     table.add_column("partitions", justify="right")
-    for heading in ("key", "value", "cleanup", "kept", "written by", "read by"):
+    for heading in ("value", "cleanup", "kept"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("written by", "read by"):
         table.add_column(heading)
     for row in rows:
         table.add_row(
             row["topic"],
             "[red]missing[/red]" if row["partitions"] is None else str(row["partitions"]),
-            row["key"],
             row["value"],
             row["cleanup"],
             kept(row["retention_ms"]),

@@ -18,7 +18,7 @@ FETCH_TIMEOUT_S = 900
 
 
 def jars(name: str, into: Path, on_progress: Callable[[str], None], *, poms: Path = POMS) -> Path:
-    """The folder that holds every jar of `<poms>/<name>.xml`; Maven is asked only if it is missing or the pom has changed.
+    """The folder with every jar of `<poms>/<name>.xml`; Maven is asked only if it is missing or the pom has changed.
 
     A fetch that broke off leaves nothing that a later call would take for whole. Raises Misconfigured when Maven fails.
     """
@@ -48,7 +48,8 @@ def _version(pom: Path) -> str:
 
 
 def _fetch(maven: Path, pom: Path, folder: Path) -> None:
-    command = [str(maven), "-q", "-B", "-f", str(pom), "dependency:copy-dependencies", f"-DoutputDirectory={folder.resolve()}"]
+    command = [str(maven), "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
+    command.append(f"-DoutputDirectory={folder.resolve()}")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as exc:
@@ -69,6 +70,6 @@ def why_maven_failed(name: str, output: str) -> str:
     errors = [line.removeprefix("[ERROR]").strip() for line in plain.splitlines() if line.startswith("[ERROR]")]
     first = next((error for error in errors if error), plain.strip()[-300:] or "it said nothing")
     return (
-        f"Maven could not fetch the jars of {name}: {first[:400]} (check the way to a Maven repository, or the mirror in "
-        "Maven's settings.xml, then try again)"
+        f"Maven could not fetch the jars of {name}: {first[:400]} (check the way to a Maven repository, or the mirror "
+        "in Maven's settings.xml, then try again)"
     )

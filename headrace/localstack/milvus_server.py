@@ -1,10 +1,10 @@
 """`python -m headrace.localstack.milvus_server --port 19530 --data DIR` becomes the Milvus server of PyPI's `milvus`.
 
-It writes Milvus' settings and then replaces itself by Milvus' own binary. So the process that is supervised, signalled and
-killed is Milvus, and there is no parent whose death could leave it behind.
+It writes Milvus' settings and then replaces itself by Milvus' own binary. So the process that is supervised, signalled
+and killed is Milvus, and there is no parent whose death could leave it behind.
 
-Milvus 2.3.5 has no setting for the address that its own ports bind to; etcd's are bound to 127.0.0.1 here, and the components
-talk to each other there.
+**Trap**: Milvus 2.3.5 has no setting for the address that its ports bind to: they are open on every interface. Only
+etcd's are bound to 127.0.0.1, and the components talk to each other there.
 """
 
 import argparse
@@ -95,6 +95,7 @@ def main() -> None:
     environment = write_config(arguments.port, data)
     _initialize_data_files(str(data))
     binary = data / "bin" / "milvus"
+    # The alias names a lock file that every Milvus of the machine would share.
     os.chdir(data)
     os.execve(binary, [str(binary), "run", "standalone", f"-alias={arguments.port}"], os.environ | environment)
 

@@ -26,4 +26,4 @@ class LocalStackSettings(BaseModel):
     start_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """How long one server may take until it answers; the first start of Milvus unpacks 300 MB."""
     min_free_gb: Annotated[float, Field(ge=0)] = 3.0
-    """With less free disk nothing is started: Kafka would stop and OpenSearch make its indices read-only in the middle of work."""
+    """With less free disk nothing is started: Kafka would stop and OpenSearch make its indices read-only later on."""

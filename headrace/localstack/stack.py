@@ -84,12 +84,12 @@ class Server:
 class LocalStack:
     """The stack of one root folder.
 
-    `up` and `start_workers` start nothing twice: they may be called again, with other settings too. `down` stops exactly
-    what they started.
+    `up` and `start_workers` start nothing twice: they may be called again, with other settings too. `down` stops
+    exactly what they started.
     """
 
     def __init__(self, settings: LocalStackSettings, on_progress: Callable[[str], None] = lambda _: None) -> None:
-        """Nothing is started or asked yet. Raises Misconfigured where the packages of `headrace[local]` are not installed."""
+        """Starts nothing yet. Raises Misconfigured where the packages of `headrace[local]` are not installed."""
         _require_packages()
         self._settings = settings
         self._root = settings.root.resolve()
@@ -98,10 +98,10 @@ class LocalStack:
         self._servers = self._server_table()
 
     def up(self, *, workers: Sequence[WorkerProgram] | None = None) -> None:
-        """Start the servers that are missing and return when all three answer; then start the workers, if any are given.
+        """Start the servers that are missing, wait until all three answer, then start the workers, if any are given.
 
-        Workers that run already stay as they are when `workers` is None. Raises Misconfigured, in one line, when a port is
-        taken, something to install is missing, the disk is nearly full, or a server does not come up.
+        Workers that run already stay as they are when `workers` is None. Raises Misconfigured, in one line, when a port
+        is taken, something to install is missing, the disk is nearly full, or a server does not come up.
         """
         with self._alone():
             self._require_disk()
@@ -126,14 +126,14 @@ class LocalStack:
             self._apply_workers(workers)
 
     def wait_ready(self, workers: Sequence[WorkerProgram], timeout_s: float = 120.0) -> None:
-        """Return when every worker's health URL answers. Raises Misconfigured, with its last words, for one that can't start."""
+        """Return when every worker's health URL answers. Raises Misconfigured, with its last words, if one does not."""
         deadline = time.monotonic() + timeout_s
         for worker in workers:
             self._wait(worker.name, partial(probes.http_ok, worker.health_url), deadline)
             self._say(f"{worker.name} is ready")
 
     def down(self) -> None:
-        """Stop the workers, then the servers that `up` started, then their supervisor. None of their processes is left."""
+        """Stop the workers, then the servers that `up` started, then their supervisor: no process of them is left."""
         with self._alone():
             if not self._supervisor.running():
                 self._say("nothing is running")
@@ -165,7 +165,7 @@ class LocalStack:
         return Process(name=server.name, state="external" if answers else "absent", address=server.address)
 
     def _external(self, server: Server) -> bool:
-        """Whether a server that this stack did not start is to be used. Raises Misconfigured if a port of it is taken."""
+        """Whether a server that this stack did not start is to be used. Raises Misconfigured if a port is taken."""
         if self._supervisor.running():
             ours = next((p for p in self._supervisor.processes() if p.name == server.name and p.alive), None)
             if ours is not None and self._supervisor.addresses().get(server.name) == server.address:
@@ -221,8 +221,8 @@ class LocalStack:
         free_gb = shutil.disk_usage(self._root).free / 1e9
         if free_gb < self._settings.min_free_gb:
             raise Misconfigured(
-                f"only {free_gb:.1f} GB of disk are free at {self._root}, and {self._settings.min_free_gb:g} GB are needed: "
-                "OpenSearch makes its indices read-only on a full disk (free some space, or move local.root)"
+                f"only {free_gb:.1f} GB of disk are free at {self._root}, and {self._settings.min_free_gb:g} GB are "
+                "needed: OpenSearch makes its indices read-only on a full disk (free some space, or move local.root)"
             )
 
     @contextmanager

@@ -56,14 +56,14 @@ class ProcessInfo:
 
 
 def socket_path(root: Path) -> Path:
-    """Where supervisord of this root listens: inside the root, or in the temporary folder where the root lies too deep."""
+    """Where supervisord of this root listens: inside the root, or in a temporary folder if the root lies too deep."""
     inside = root.resolve() / "supervisor.sock"
     if len(os.fsencode(inside)) <= SOCKET_PATH_LIMIT:
         return inside
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     name = f"headrace-{os.getuid()}-{key}.sock"
     outside = Path(tempfile.gettempdir()) / name
-    return outside if len(os.fsencode(outside)) <= SOCKET_PATH_LIMIT else Path("/tmp") / name  # noqa: S108
+    return outside if len(os.fsencode(outside)) <= SOCKET_PATH_LIMIT else Path("/tmp") / name
 
 
 def render_main(root: Path) -> str:

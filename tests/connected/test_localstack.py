@@ -64,7 +64,7 @@ def stack(tmp_path: Path) -> Iterator[LocalStack]:
 
 
 def test_a_stack_comes_up_survives_kills_and_leaves_nothing_behind(stack: LocalStack, tmp_path: Path) -> None:
-    from pymilvus import MilvusClient
+    from pymilvus import MilvusClient  # type: ignore[import-untyped]
 
     stack.up()
     first = {process.name: process for process in stack.status()}

@@ -1,0 +1,66 @@
+# Everything runs in .venv, which holds exactly what requirements.lock says; nothing is installed outside of this folder.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+
+UV := .uv/bin/uv
+UV_INSTALLED := .uv/$(UV_VERSION)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test up down lock
+
+help:
+	@echo "make demo    the whole way once: servers, workers, 30 articles, three answers"
+	@echo "make up      start Kafka, OpenSearch, Milvus and the workers on this machine"
+	@echo "make down    stop them; the data stays"
+	@echo "make check   lint, types, import rules and unit tests"
+	@echo "make test    every test, those against real servers included"
+	@echo "make setup   the environment in .venv, from requirements.lock"
+	@echo "make lock    resolve requirements.lock again from pyproject.toml"
+	@echo
+	@echo "PYTHON=python3.12 make ... takes another Python (3.11 or later)."
+
+setup: $(INSTALLED)
+
+demo:
+	@started=$$(date +%s); \
+	$(MAKE) --no-print-directory setup && \
+	$(BIN)/headrace demo --setup-seconds $$(( $$(date +%s) - started ))
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit
+
+test: setup
+	$(BIN)/pytest
+
+up: setup
+	$(BIN)/headrace up
+
+down:
+	@if [ -x $(BIN)/headrace ]; then $(BIN)/headrace down; else echo "nothing was set up here, so nothing runs"; fi
+
+lock: $(UV_INSTALLED)
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras \
+		-o requirements.lock pyproject.toml
+
+# Exactly the lock, checked by its hashes; then the project itself, built without asking an index for anything.
+$(INSTALLED): requirements.lock pyproject.toml | $(UV_INSTALLED)
+	@[ -x $(BIN)/python ] || $(UV) venv --quiet --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The name carries the version: another one is installed anew.
+$(UV_INSTALLED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "headrace needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo not there);" \
+			"try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv .uv || { echo "install the venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@

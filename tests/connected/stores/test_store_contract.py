@@ -1,0 +1,424 @@
+"""What the stages rely on, on the fakes and on the real stores alike."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+import pytest
+
+from headrace.errors import Misconfigured
+from headrace.stores import (
+    Filters,
+    ManifestStore,
+    MilvusStore,
+    OpenSearchManifestStore,
+    OpenSearchTextStore,
+    Stored,
+    StoreSettings,
+    TextRow,
+    TextStore,
+    VectorRow,
+    VectorStore,
+    parse_filters,
+)
+from schemas import Attributes, EncoderIdentity, Intake, Key, Live, Manifest, Revision
+from tests.fakes.stores import FakeManifestStore, FakeTextStore, FakeVectorStore
+
+Wait = Callable[[Callable[[], bool]], None]
+
+ENCODER = EncoderIdentity(name="test/four-dimensions", dimension=4, normalised=True)
+NOW = datetime(2026, 5, 17, 12, 30, 15, 123456, tzinfo=UTC)
+ATTRIBUTES = Attributes(
+    created_at=NOW,
+    title="On turbines",
+    source="https://example.org/a?b=c",
+    source_confidence=0.25,
+    tags=["hydro", 'q"uote'],
+    metadata={"year": 2019, "big": 2**70, "share": 0.1, "public": True, "lang": "é\n", "authors": ["A", "B"], "": "x"},
+)
+AWKWARD_IDS = ["a/b//c", 'quo"te', "apo'strophe", "line\nbreak", "back\\slash", "漢" * 170 + "xx", "é" * 256, "_all", " ", "..", "#?&%2F"]
+
+
+@pytest.fixture(params=["fake", "real"])
+def vectors(request: pytest.FixtureRequest) -> VectorStore:
+    if request.param == "fake":
+        return FakeVectorStore()
+    return MilvusStore(request.getfixturevalue("settings"), ENCODER)
+
+
+@pytest.fixture(params=["fake", "real"])
+def texts_and_manifests(request: pytest.FixtureRequest) -> tuple[TextStore, ManifestStore]:
+    if request.param == "fake":
+        manifests = FakeManifestStore()
+        return FakeTextStore(manifests), manifests
+    settings = request.getfixturevalue("settings")
+    return OpenSearchTextStore(settings), OpenSearchManifestStore(settings)
+
+
+@pytest.fixture
+def texts(texts_and_manifests: tuple[TextStore, ManifestStore]) -> TextStore:
+    return texts_and_manifests[0]
+
+
+@pytest.fixture
+def manifests(texts_and_manifests: tuple[TextStore, ManifestStore]) -> ManifestStore:
+    return texts_and_manifests[1]
+
+
+class TestVectorStore:
+    def test_search_finds_the_nearest_first_and_only_what_the_filters_let_through(
+        self, vectors: VectorStore, tenant: str, eventually: Wait
+    ) -> None:
+        rows = [vector_row(f"r-{place}", doc_id=f"d{place % 2}", direction=place) for place in range(4)]
+        vectors.upsert(tenant, rows)
+        eventually(lambda: len(vectors.search(tenant, toward(0), limit=10, filters=Filters())) == 4)
+        best, second, *_ = vectors.search(tenant, toward(2), limit=10, filters=Filters())
+        assert (best.id, best.doc_id, second.id) == ("r-2", "d0", "r-1")
+        assert best.score == pytest.approx(1.0, abs=1e-5)
+        assert best.row is None
+        only = vectors.search(tenant, toward(2), limit=10, filters=parse_filters({"doc_id": ["d1"]}))
+        assert {found.doc_id for found in only} == {"d1"}
+        assert len(vectors.search(tenant, toward(2), limit=3, filters=Filters())) == 3
+
+    def test_upsert_overwrites(self, vectors: VectorStore, tenant: str, eventually: Wait) -> None:
+        for direction in (0, 3, 3):
+            vectors.upsert(tenant, [vector_row("r-0", direction=direction)])
+        eventually(
+            lambda: [round(found.score, 4) for found in vectors.search(tenant, toward(3), limit=10, filters=Filters())] == [1.0]
+        )
+        assert vectors.count(tenant).chunks == 1
+
+    def test_deleted_rows_go_and_absent_ones_are_no_matter(
+        self, vectors: VectorStore, tenant: str, eventually: Wait
+    ) -> None:
+        vectors.upsert(tenant, [vector_row(f"r-{place}", doc_id=str(place), direction=place) for place in range(3)])
+        vectors.delete(tenant, ["r-0", "r-2", "never-there", 'odd "id"\n'])
+        eventually(
+            lambda: [found.id for found in vectors.search(tenant, toward(0), limit=10, filters=Filters())] == ["r-1"]
+        )
+        assert msgspec.to_builtins(vectors.count(tenant)) == {"documents": 1, "chunks": 1}
+
+    def test_tenants_are_apart(self, vectors: VectorStore, tenant: str, eventually: Wait) -> None:
+        other = tenant.replace("-", "_")
+        vectors.upsert(tenant, [vector_row("r-0", doc_id="here")])
+        vectors.upsert(other, [vector_row("r-0", doc_id="there")])
+        for place, doc_id in ((tenant, "here"), (other, "there")):
+            eventually(lambda: bool(vectors.search(place, toward(0), limit=10, filters=Filters())))  # noqa: B023
+            assert [found.doc_id for found in vectors.search(place, toward(0), limit=10, filters=Filters())] == [doc_id]
+        assert {tenant, other} <= set(vectors.tenants())
+
+    def test_a_tenant_without_rows_has_nothing(self, vectors: VectorStore, tenant: str) -> None:
+        vectors.delete(tenant, ["a"])
+        vectors.upsert(tenant, [])
+        assert vectors.search(tenant, toward(0), limit=10, filters=Filters()) == []
+        assert vectors.count(tenant).chunks == 0
+        assert tenant not in vectors.tenants()
+
+    def test_awkward_doc_ids(self, vectors: VectorStore, tenant: str, eventually: Wait) -> None:
+        vectors.upsert(tenant, [vector_row(f"r-{place}", doc_id=name) for place, name in enumerate(AWKWARD_IDS)])
+        for name in AWKWARD_IDS:
+            only = parse_filters({"doc_id": [name]})
+            eventually(lambda: bool(vectors.search(tenant, toward(0), limit=10, filters=only)))  # noqa: B023
+            assert [found.doc_id for found in vectors.search(tenant, toward(0), limit=10, filters=only)] == [name]
+
+    def test_many_rows_in_one_call(self, vectors: VectorStore, tenant: str) -> None:
+        rows = [vector_row(f"r-{place}", doc_id=f"d{place // 3}", direction=place % 4) for place in range(4500)]
+        vectors.upsert(tenant, rows)
+        assert msgspec.to_builtins(vectors.count(tenant)) == {"documents": 1500, "chunks": 4500}
+        vectors.delete(tenant, [row.id for row in rows[3:]])
+        assert msgspec.to_builtins(vectors.count(tenant)) == {"documents": 1, "chunks": 3}
+
+
+class TestMilvus:
+    def test_two_workers_that_are_first_at_once(self, settings: StoreSettings, tenant: str) -> None:
+        stores = [MilvusStore(settings, ENCODER) for _ in range(3)]
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(lambda place: stores[place].upsert(tenant, [vector_row(f"r-{place}")]), range(3)))
+        assert stores[0].count(tenant).chunks == 3
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            EncoderIdentity(name="test/eight", dimension=8, normalised=True),
+            EncoderIdentity(name="test/other-four", dimension=4, normalised=True),
+            EncoderIdentity(name="test/four-dimensions", dimension=4, normalised=False),
+        ],
+    )
+    def test_another_encoder_is_refused(self, settings: StoreSettings, other: EncoderIdentity) -> None:
+        settings = settings.model_copy(update={"prefix": f"{settings.prefix}enc_"})
+        MilvusStore(settings, ENCODER).upsert("x", [vector_row("r-0")])
+        stranger = MilvusStore(settings, other)
+        row = msgspec.structs.replace(vector_row("r-1"), vector=np.ones(other.dimension, dtype=np.float32))
+        with pytest.raises(Misconfigured, match="set the encoder back"):
+            stranger.check()
+        with pytest.raises(Misconfigured, match="test/four-dimensions"):
+            stranger.upsert("x", [row])
+        with pytest.raises(Misconfigured, match="test/four-dimensions"):
+            stranger.search("x", row.vector, limit=1, filters=Filters())
+        MilvusStore(settings, ENCODER).check()
+
+    def test_a_collection_that_was_dropped_is_made_anew(
+        self, settings: StoreSettings, tenant: str, eventually: Wait
+    ) -> None:
+        store = MilvusStore(settings, ENCODER)
+        store.upsert(tenant, [vector_row("r-0")])
+        _drop_collection(settings, tenant)
+        assert store.search(tenant, toward(0), limit=1, filters=Filters()) == []
+        store.upsert(tenant, [vector_row("r-1")])
+        eventually(
+            lambda: [found.id for found in store.search(tenant, toward(0), limit=5, filters=Filters())] == ["r-1"]
+        )
+        _drop_collection(settings, tenant)
+        store.delete(tenant, ["r-1"])
+        store.upsert(tenant, [vector_row("r-2")])
+        assert store.count(tenant).chunks == 1
+
+    def test_a_released_collection_is_loaded_again(
+        self, settings: StoreSettings, tenant: str, eventually: Wait
+    ) -> None:
+        store = MilvusStore(settings, ENCODER)
+        store.upsert(tenant, [vector_row("r-0")])
+        _milvus(settings).release_collection(f"{settings.prefix}{tenant.replace('-', 'D')}_docs")
+        eventually(lambda: len(store.search(tenant, toward(0), limit=5, filters=Filters())) == 1)
+
+    def test_attributes_at_their_limits(self, settings: StoreSettings, tenant: str) -> None:
+        store = MilvusStore(settings, ENCODER)
+        tags = [f"{place:0511d}é"[:512] for place in range(100)]
+        full = Attributes(created_at=NOW, source="é" * 4096, tags=tags, metadata={f"k{n}": n for n in range(1500)})
+        many = Attributes(created_at=NOW, tags=[str(n) for n in range(1000)])
+        store.upsert(tenant, [vector_row("r-0", attributes=full), vector_row("r-1", attributes=many)])
+        assert store.count(tenant).chunks == 2
+
+
+class TestTextStore:
+    def test_search_finds_by_words_and_brings_the_row(self, texts: TextStore, tenant: str, eventually: Wait) -> None:
+        rows = [text_row("t-0", text="water drives the wheel"), text_row("t-1", doc_id="e", text="wind drives the sail")]
+        texts.upsert(tenant, rows)
+        eventually(lambda: len(texts.search(tenant, "drives", limit=10, filters=Filters())) == 2)
+        best, *_ = texts.search(tenant, "which water", limit=10, filters=Filters())
+        assert (best.id, best.doc_id, best.row) == ("t-0", "d", rows[0])
+        assert best.score > 0
+        assert len(texts.search(tenant, "drives", limit=1, filters=Filters())) == 1
+        assert len(texts.search(tenant, "turbines", limit=10, filters=Filters())) == 2  # from the title
+        only = texts.search(tenant, "drives", limit=10, filters=parse_filters({"doc_id": ["e"]}))
+        assert [found.id for found in only] == ["t-1"]
+        assert texts.search(tenant, "nowhere", limit=10, filters=Filters()) == []
+
+    def test_read_sees_writes_and_deletes_at_once(self, texts: TextStore, tenant: str) -> None:
+        row = text_row("t-0", text="first")
+        texts.upsert(tenant, [row, text_row("t-1", text="other")])
+        assert texts.read(tenant, ["t-0", "absent"], ["absent"]) == ({"t-0": row}, {})
+        newer = msgspec.structs.replace(row, text="second")
+        texts.upsert(tenant, [newer])
+        assert texts.read(tenant, ["t-0"], []) == ({"t-0": newer}, {})
+        texts.delete(tenant, ["t-0", "never-there"])
+        assert set(texts.read(tenant, ["t-0", "t-1"], [])[0]) == {"t-1"}
+        assert msgspec.to_builtins(texts.count(tenant)) == {"documents": 1, "chunks": 1}
+
+    def test_read_brings_manifests_too(self, texts: TextStore, manifests: ManifestStore, tenant: str) -> None:
+        key = Key(tenant, "d/1")
+        manifest = live_manifest(key)
+        manifests.write({key: Stored(manifest=manifest)})
+        texts.upsert(tenant, [text_row("t-0", doc_id="d/1", text="a")])
+        rows, found = texts.read(tenant, ["t-0"], ["d/1", "d/2"])
+        assert list(rows) == ["t-0"]
+        assert found == {"d/1": manifest}
+
+    def test_tenants_are_apart(self, texts: TextStore, tenant: str) -> None:
+        other = tenant.replace("-", "_")
+        suffixed = f"{tenant}_docs"
+        for place in (tenant, other, suffixed):
+            texts.upsert(place, [text_row("t-0", text=place)])
+        for place in (tenant, other, suffixed):
+            assert texts.read(place, ["t-0"], [])[0]["t-0"].text == place
+        assert {tenant, other, suffixed} <= set(texts.tenants())
+
+    def test_a_tenant_without_rows_has_nothing(self, texts: TextStore, tenant: str) -> None:
+        texts.delete(tenant, ["a"])
+        texts.upsert(tenant, [])
+        assert texts.search(tenant, "anything", limit=10, filters=Filters()) == []
+        assert texts.read(tenant, ["a"], ["b"]) == ({}, {})
+        assert texts.count(tenant).chunks == 0
+        assert tenant not in texts.tenants()
+
+    def test_awkward_doc_ids(self, texts: TextStore, tenant: str, eventually: Wait) -> None:
+        rows = [text_row(f"t-{place}", doc_id=name, text="word") for place, name in enumerate(AWKWARD_IDS)]
+        texts.upsert(tenant, rows)
+        eventually(lambda: len(texts.search(tenant, "word", limit=99, filters=Filters())) == len(rows))
+        for row in rows:
+            only = texts.search(tenant, "word", limit=99, filters=parse_filters({"doc_id": [row.doc_id]}))
+            assert [found.row for found in only] == [row]
+
+    def test_many_rows_in_one_call(self, texts: TextStore, tenant: str) -> None:
+        rows = [text_row(f"t-{place}", doc_id=f"d{place // 3}", text="much " * 500) for place in range(4500)]
+        texts.upsert(tenant, rows)
+        assert msgspec.to_builtins(texts.count(tenant)) == {"documents": 1500, "chunks": 4500}
+        texts.delete(tenant, [row.id for row in rows[3:]])
+        assert msgspec.to_builtins(texts.count(tenant)) == {"documents": 1, "chunks": 3}
+
+    @pytest.mark.parametrize(
+        "question",
+        [
+            " ".join(f"word{place}" for place in range(1000)),
+            "a b " * 2000,
+            "漢字" * 4000,
+            "😀" * 8000,
+            "x" * 8000,
+            "ก" * 8000,
+            "-" * 8000,
+            'AND OR NOT ( " \\ / * ? : ~ ^ [ ] { }',
+        ],
+        ids=["words", "letters", "ideographs", "emoji", "one word", "thai", "no word", "operators"],
+    )
+    def test_any_question_is_answered(self, texts: TextStore, tenant: str, question: str) -> None:
+        texts.upsert(tenant, [text_row("t-0", text="word1 and others")])
+        texts.search(tenant, question, limit=10, filters=parse_filters({"tags": {"any": ["a"]}}))
+
+
+class TestOpenSearch:
+    def test_two_workers_that_are_first_at_once(self, settings: StoreSettings, tenant: str) -> None:
+        stores = [OpenSearchTextStore(settings) for _ in range(4)]
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda place: stores[place].upsert(tenant, [text_row(f"t-{place}", text="a")]), range(4)))
+        assert stores[0].count(tenant).chunks == 4
+
+    def test_an_index_that_was_dropped_is_made_anew_as_it_was(
+        self, settings: StoreSettings, tenant: str, eventually: Wait
+    ) -> None:
+        import opensearchpy  # noqa: PLC0415  # only this test looks behind the store
+
+        store = OpenSearchTextStore(settings)
+        store.upsert(tenant, [text_row("t-0", text="a")])
+        with opensearchpy.OpenSearch(settings.opensearch.url) as client:
+            client.indices.delete(index=f"{settings.prefix}{tenant}_docs")
+            assert store.search(tenant, "walked", limit=5, filters=Filters()) == []
+            store.upsert(tenant, [text_row("t-1", text="walking")])
+            [mapping] = client.indices.get_mapping(index=f"{settings.prefix}{tenant}_docs").values()
+        assert mapping["mappings"]["dynamic"] == "false"
+        eventually(lambda: len(store.search(tenant, "walked", limit=5, filters=Filters())) == 1)
+
+    def test_an_index_of_somebody_else_is_refused(self, settings: StoreSettings, tenant: str) -> None:
+        import opensearchpy  # noqa: PLC0415  # only this test looks behind the store
+
+        with opensearchpy.OpenSearch(settings.opensearch.url) as client:
+            client.indices.create(index=f"{settings.prefix}{tenant}_docs")
+        with pytest.raises(Misconfigured, match="was not made by headrace"):
+            OpenSearchTextStore(settings).upsert(tenant, [text_row("t-0", text="a")])
+
+
+class TestManifestStore:
+    def test_an_absent_manifest_is_empty_and_can_be_written_once(self, manifests: ManifestStore, tenant: str) -> None:
+        key = Key(tenant, "d/1")
+        [(_, absent)] = manifests.read([key]).items()
+        assert absent == Stored(manifest=Manifest(tenant=tenant, doc_id="d/1"))
+        first = live_manifest(key)
+        assert manifests.write({key: Stored(manifest=first)}) == set()
+        assert manifests.write({key: Stored(manifest=live_manifest(key, chunks=9))}) == {key}
+        assert manifests.read([key])[key].manifest == first
+
+    def test_only_the_one_that_was_read_is_replaced(self, manifests: ManifestStore, tenant: str) -> None:
+        mine, other = Key(tenant, "mine"), Key(tenant, "other")
+        manifests.write({key: Stored(manifest=live_manifest(key)) for key in (mine, other)})
+        read = manifests.read([mine, other])
+        newer = {key: replaced(stored, live_manifest(key, chunks=5)) for key, stored in read.items()}
+        assert manifests.write({mine: newer[mine]}) == set()
+        assert manifests.write(newer) == {mine}
+        assert {stored.manifest.live.chunks for stored in manifests.read([mine, other]).values() if stored.manifest.live} == {5}
+
+    def test_of_many_writers_one_wins(self, manifests: ManifestStore, tenant: str) -> None:
+        key = Key(tenant, "d")
+        for _ in range(3):
+            read = manifests.read([key])[key]
+            with ThreadPoolExecutor(6) as threads:
+                lost = list(
+                    threads.map(
+                        lambda chunks: manifests.write({key: replaced(read, live_manifest(key, chunks=chunks))}),  # noqa: B023
+                        range(6),
+                    )
+                )
+            assert sorted(map(len, lost)) == [0, 1, 1, 1, 1, 1]
+
+    def test_awkward_doc_ids_of_several_tenants_in_one_call(self, manifests: ManifestStore, tenant: str) -> None:
+        keys = [Key(place, name) for place in (tenant, f"{tenant}_manifest") for name in AWKWARD_IDS]
+        assert manifests.write({key: Stored(manifest=live_manifest(key)) for key in keys}) == set()
+        assert {key: stored.manifest for key, stored in manifests.read(keys).items()} == {
+            key: live_manifest(key) for key in keys
+        }
+        assert {tenant, f"{tenant}_manifest"} <= set(manifests.tenants())
+
+    def test_count(self, manifests: ManifestStore, tenant: str) -> None:
+        assert msgspec.to_builtins(manifests.count(tenant)) == {"documents": 0, "chunks": 0, "deleted": 0}
+        keys = [Key(tenant, str(place)) for place in range(4)]
+        replacements = {key: Stored(manifest=live_manifest(key, chunks=place)) for place, key in enumerate(keys)}
+        replacements[keys[0]] = Stored(manifest=live_manifest(keys[0], deleted=True))
+        replacements[Key(tenant, "let in")] = Stored(manifest=Manifest(tenant=tenant, doc_id="let in", intake=intake()))
+        manifests.write(replacements)
+        assert msgspec.to_builtins(manifests.count(tenant)) == {"documents": 3, "chunks": 6, "deleted": 1}
+
+    def test_nothing_read_and_nothing_written(self, manifests: ManifestStore) -> None:
+        assert manifests.read([]) == {}
+        assert manifests.write({}) == set()
+
+
+def toward(direction: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    vector = np.full(4, 0.1, dtype=np.float32)
+    vector[direction] = 1.0
+    if direction < 3:
+        vector[direction + 1] = 0.3
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def vector_row(name: str, *, doc_id: str = "d", direction: int = 0, attributes: Attributes = ATTRIBUTES) -> VectorRow:
+    return VectorRow(
+        id=name,
+        doc_id=doc_id,
+        version=2**63 - 1,
+        ordinal=0,
+        content_hash="0" * 32,
+        attributes=attributes,
+        vector=toward(direction),
+    )
+
+
+def text_row(name: str, *, text: str, doc_id: str = "d") -> TextRow:
+    return TextRow(
+        id=name,
+        doc_id=doc_id,
+        version=-(2**63),
+        ordinal=3,
+        content_hash="0" * 32,
+        attributes=ATTRIBUTES,
+        text=text,
+        start=10,
+        end=10 + len(text),
+        headings=["One", "Two"],
+    )
+
+
+def revision(version: int = 1) -> Revision:
+    return Revision(version=version, timestamp=2, offset=3, fingerprint="f")
+
+
+def intake() -> Intake:
+    return Intake(revision=revision(), content=revision(), chunks=3, at=NOW)
+
+
+def live_manifest(key: Key, *, chunks: int = 2, deleted: bool = False) -> Manifest:
+    live = Live(revision=revision(2**62), chunks=0 if deleted else chunks, at=NOW, deleted=deleted)
+    return Manifest(tenant=key.tenant, doc_id=key.doc_id, intake=intake(), live=live)
+
+
+def replaced(stored: Stored, manifest: Manifest) -> Stored:
+    return msgspec.structs.replace(stored, manifest=manifest)
+
+
+def _milvus(settings: StoreSettings):  # noqa: ANN202  # pymilvus ships no types
+    from pymilvus import MilvusClient  # noqa: PLC0415  # only these tests look behind the store
+
+    return MilvusClient(settings.milvus.uri, timeout=5)
+
+
+def _drop_collection(settings: StoreSettings, tenant: str) -> None:
+    _milvus(settings).drop_collection(f"{settings.prefix}{tenant.replace('-', 'D')}_docs")

@@ -1,0 +1,51 @@
+"""The commit position never passes a delivered message that isn't acked."""
+
+from agents.progress import PartitionProgress
+
+
+def delivered(*offsets: int) -> PartitionProgress:
+    progress = PartitionProgress()
+    for offset in offsets:
+        progress.deliver(offset, 10)
+    return progress
+
+
+def test_nothing_is_committable_before_the_first_ack() -> None:
+    assert delivered(0, 1).committable() is None
+
+
+def test_the_position_stops_before_the_first_unacked_message() -> None:
+    progress = delivered(0, 1, 2, 3)
+    for offset in (0, 1, 3):
+        progress.ack(offset)
+    assert progress.committable() == 2
+    progress.ack(2)
+    assert progress.committable() == 4
+
+
+def test_gaps_between_offsets_hold_nothing_up() -> None:
+    progress = delivered(3, 17, 18, 40)
+    for offset in (3, 17, 18, 40):
+        progress.ack(offset)
+    assert progress.committable() == 41
+
+
+def test_a_position_stays_until_it_moves_on() -> None:
+    progress = delivered(5, 6)
+    progress.ack(5)
+    assert [progress.committable(), progress.committable()] == [6, 6]
+
+
+def test_bytes_are_held_until_they_are_acked_whatever_the_order() -> None:
+    progress = delivered(0, 1, 2)
+    progress.ack(2)
+    progress.ack(2)
+    assert (progress.unacked, progress.held_bytes) == (2, 20)
+
+
+def test_an_ack_from_the_assignment_before_frees_nothing_but_counts() -> None:
+    progress = PartitionProgress()
+    progress.ack(7)
+    assert progress.held_bytes == 0
+    progress.deliver(7, 10)
+    assert progress.committable() == 8
