@@ -59,7 +59,7 @@ $(INSTALLED): requirements.lock pyproject.toml | $(UV_INSTALLED)
 # The name carries the version: another one is installed anew.
 $(UV_INSTALLED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "headrace needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo not there);" \
+		echo "headrace needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there);" \
 			"try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -m venv .uv || { echo "install the venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)

@@ -16,6 +16,7 @@ from agents.stage import Item, Outgoing, Record, Stage
 from headrace import telemetry
 from headrace.chunking import Chunks, TokenCounter, check_chunking, chunk
 from headrace.errors import Poison
+from headrace.stores.limits import check_attributes
 from headrace.stores.ports import ManifestStore, Stored
 from headrace.versions import DELETED_FINGERPRINT, Admission, admit, fingerprint
 from schemas import (
@@ -34,9 +35,6 @@ from schemas.document import Deletion, read_document
 from topics import RECORD_MAX_BYTES, Lane
 
 STAGE = "chunk"
-ATTRIBUTES_MAX_BYTES = 64 * 1024
-SOURCE_MAX_BYTES = 8 * 1024
-TAGS_MAX, TAG_MAX_BYTES = 1000, 512
 CHUNKS_ROOM_BYTES = RECORD_MAX_BYTES // 2
 """Of a record, for its chunks; a document's attributes and the record's own fields fit in the rest."""
 
@@ -86,13 +84,10 @@ class Chunker:
             if named is not None and named != expected:
                 raise Poison("key_mismatch", f"{name} is {named!r} in the document and {expected!r} in the record's key")
         chunking = self.default
-        try:
-            attributes = _attributes(document, record)
-        except (OverflowError, ValueError) as exc:
-            raise Poison("bad_document", f"a time that no calendar has: {exc}") from exc
+        attributes = _attributes(document, record)
         content = DELETED_FINGERPRINT
         if isinstance(document, Document):
-            chunking = document.chunking or self.default
+            chunking = _readable(document.chunking) if document.chunking is not None else self.default
             try:
                 check_chunking(
                     chunking, encoder_max_tokens=self.encoder_max_tokens, special_tokens=self.tokenizer.special_tokens
@@ -150,29 +145,33 @@ class Chunker:
 
 
 def _attributes(document: Document | Deletion, record: Record) -> Attributes:
-    """Raises Poison when they are too large, OverflowError or ValueError for a time before the year 1 or after 9999."""
-    arrived = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-    if isinstance(document, Deletion):
-        return Attributes(created_at=arrived)
+    try:
+        arrived = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+        if isinstance(document, Deletion):
+            return Attributes(created_at=arrived)
+        created_at = (document.created_at or arrived).astimezone(UTC)
+    except (OverflowError, ValueError) as exc:
+        raise Poison("bad_document", f"a time that no calendar has: {exc}") from exc
     attributes = Attributes(
-        created_at=(document.created_at or arrived).astimezone(UTC),
+        created_at=created_at,
         title=document.title,
         source=document.source,
         source_confidence=document.source_confidence,
         tags=document.tags,
         metadata=document.metadata,
     )
-    size = len(encode(attributes))
-    if size > ATTRIBUTES_MAX_BYTES:
-        raise Poison(
-            "attributes_too_large",
-            f"title, source, tags and metadata take {size} bytes as JSON; at most {ATTRIBUTES_MAX_BYTES} fit",
-        )
-    if len((document.source or "").encode()) > SOURCE_MAX_BYTES:
-        raise Poison("attributes_too_large", f"the source takes more than {SOURCE_MAX_BYTES} bytes")
-    if len(document.tags) > TAGS_MAX or any(len(tag.encode()) > TAG_MAX_BYTES for tag in document.tags):
-        raise Poison("attributes_too_large", f"at most {TAGS_MAX} tags of at most {TAG_MAX_BYTES} bytes each fit")
+    try:
+        check_attributes(attributes)
+    except ValueError as exc:
+        raise Poison("attributes_too_large", str(exc)) from exc
     return attributes
+
+
+def _readable(chunking: Chunking) -> Chunking:
+    """A document that asks for small chunks and says nothing of their overlap gets one that leaves room for new text."""
+    if chunking.overlap_tokens < chunking.max_tokens // 2:
+        return chunking
+    return msgspec.structs.replace(chunking, overlap_tokens=chunking.max_tokens // 4)
 
 
 def _batches(incoming: Incoming, chunks: Chunks, lane: Lane) -> Iterator[Outgoing]:

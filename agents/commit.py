@@ -2,7 +2,7 @@
 
 Key: tenant/doc_id, so one document's receipts come on one partition. A replay is harmless: a receipt that was counted counts once,
 and one of the live version sweeps and tells again what a worker that died may have left undone. Poison: a receipt that
-can't be read. The order is: flip the manifest, sweep, send the events, ack.
+can't be read. The order is: make its rows searchable, flip the manifest, sweep, send the events, ack.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ import msgspec
 
 from agents.stage import Item, Outgoing, Record, Stage
 from headrace.errors import Poison
-from headrace.stores.ports import ManifestStore, TextStore, VectorStore
-from headrace.versions import Fate, Received, receive, swept_ids
+from headrace.stores.ports import ManifestStore, Stored, TextStore, VectorStore
+from headrace.versions import Fate, Received, receive, sampled_ids, swept_ids
 from schemas import DocumentEvent, Key, Receipt, decode, encode
 
 STAGE = "commit"
@@ -57,13 +57,25 @@ class Committer:
         undecided: Iterable[Key] = receipts.keys()
         while undecided:
             stored = self.manifests.read(undecided)
-            replacements = {}
+            replacements: dict[Key, Stored] = {}
             for key in undecided:
                 outcome = received[key] = receive(stored[key].manifest, receipts[key], at=datetime.now(UTC))
                 if outcome.manifest is not None:
                     replacements[key] = msgspec.structs.replace(stored[key], manifest=outcome.manifest)
+            self._make_searchable({key: received[key] for key in undecided})
             undecided = self.manifests.write(replacements)
         return received
+
+    def _make_searchable(self, received: dict[Key, Received]) -> None:
+        """Stores confirm a row before searches find it (1 to 2 s); a version is live only from then on, or it would be gone meanwhile."""
+        samples: dict[str, list[str]] = defaultdict(list)
+        for key, outcome in received.items():
+            if outcome.became_live is not None:
+                samples[key.tenant] += sampled_ids(key, outcome.became_live)
+        for tenant, ids in samples.items():
+            if ids:
+                self.vectors.make_searchable(tenant, ids)
+                self.texts.make_searchable(tenant)
 
     def _sweep(self, received: dict[Key, Received]) -> None:
         milvus: dict[str, list[str]] = defaultdict(list)

@@ -26,7 +26,7 @@ from schemas import (
     Store,
     Sweep,
 )
-from schemas.batches import STORES
+from schemas.batches import CHUNKS_PER_BATCH, STORES
 from schemas.revision import chunk_id, revision_id
 
 DELETED_FINGERPRINT = "deleted"
@@ -112,6 +112,8 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest | None
     sweeps: list[Sweep]
     fates: list[Fate]
+    became_live: Live | None = None
+    """What the manifest makes live; its rows must be searchable before."""
 
 
 def receive(manifest: Manifest, receipts: Iterable[Receipt], *, at: datetime) -> Received:
@@ -163,6 +165,7 @@ def receive(manifest: Manifest, receipts: Iterable[Receipt], *, at: datetime) ->
         manifest=changed if changed != manifest else None,
         sweeps=[sweep for sweep in sweeps if sweep.milvus or sweep.opensearch],
         fates=list(fates.values()),
+        became_live=live if winner is not None else None,
     )
 
 
@@ -171,6 +174,13 @@ def swept_ids(key: Key, sweep: Sweep, store: Store) -> list[str]:
     revision = revision_id(key, sweep.revision)
     spans: list[Span] = getattr(sweep, store)
     return [chunk_id(revision, ordinal) for first, end in spans for ordinal in range(first, end)]
+
+
+def sampled_ids(key: Key, live: Live) -> list[str]:
+    """Ids of rows that stand for all of a version when the question is whether searches can find it: one of each message, and the last."""
+    revision = revision_id(key, live.revision)
+    ordinals = {*range(0, live.chunks, CHUNKS_PER_BATCH), live.chunks - 1} - {-1}
+    return [chunk_id(revision, ordinal) for ordinal in sorted(ordinals)]
 
 
 def _may_replace(revision: Revision, manifest: Manifest) -> bool:

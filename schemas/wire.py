@@ -26,6 +26,8 @@ def decode(value: bytes, message_type: type[T]) -> T:
         message: T = _decoder(cast(Hashable, message_type)).decode(value)
     except RecursionError:
         raise msgspec.DecodeError("JSON is nested too deeply") from None
+    except UnicodeDecodeError as exc:
+        raise msgspec.DecodeError(f"a string is not UTF-8: {exc.reason}") from None
     return message
 
 

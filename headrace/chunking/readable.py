@@ -21,7 +21,7 @@ class Headings:
     def add(self, start: int, level: int, title: str) -> None:
         self.starts.append(start)
         self.levels.append(level)
-        self.titles.append(" ".join(title.split())[:TITLE_CHARACTERS])
+        self.titles.append(" ".join(title.split())[:TITLE_CHARACTERS].rstrip())
 
 
 class SourceMap:

@@ -18,6 +18,10 @@ Boundaries = npt.NDArray[np.uint32]
 """Ascending character offsets, each once; of half the size, because a document can have millions of them."""
 
 
+LEAST_ROOM = 6
+"""Tokens beside the special ones: a single character can take several (Hangul 3), and a chunk holds at least one."""
+
+
 class Reading(NamedTuple):
     """How a tokenizer reads a text, in character offsets, both ascending."""
 
@@ -105,10 +109,10 @@ def check_chunking(chunking: Chunking, *, encoder_max_tokens: int | None, specia
     `hierarchical` overlaps nothing, so any overlap is right for it.
     """
     room = chunking.max_tokens - special_tokens
-    if room < 1:
+    if room < LEAST_ROOM:
         raise ValueError(
-            f"max_tokens is {chunking.max_tokens}, but {special_tokens} of them are the encoder's special tokens; "
-            f"at least {special_tokens + 1} are needed"
+            f"max_tokens is {chunking.max_tokens}, of which {special_tokens} are the encoder's special tokens; "
+            f"at least {special_tokens + LEAST_ROOM} are needed"
         )
     if encoder_max_tokens is not None and chunking.max_tokens > encoder_max_tokens:
         raise ValueError(f"max_tokens is {chunking.max_tokens}, but the encoder reads at most {encoder_max_tokens}")

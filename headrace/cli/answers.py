@@ -57,7 +57,9 @@ def _citation(citation: Citation, hit: Hit | None) -> RenderableType:
 
 def _hit(hit: Hit) -> RenderableType:
     line = Text.assemble(
-        (f"{hit.rank:>2}. ", "bold cyan"), _place(hit.doc_id, hit.title, hit.start, hit.end), (f"  {hit.score:.3f}", "dim")
+        (f"{hit.rank:>2}. ", "bold cyan"),
+        _place(hit.doc_id, hit.title, hit.start, hit.end),
+        (f"  {hit.score:.3f}", "dim"),
     )
     return Group(line, _quoted(_shortened(hit.text)))
 

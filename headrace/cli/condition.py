@@ -99,8 +99,8 @@ def disagreements(lag: list[Lag], tenants: list[TenantCount]) -> list[str]:
     if any(entry.messages for entry in lag if entry.stage != "query"):
         return []
     return [
-        f"tenant {count.tenant}: the manifests name {count.documents} documents and {count.chunks} chunks, Milvus holds "
-        f"{count.milvus_documents} and {count.milvus_chunks}, OpenSearch {count.opensearch_documents} and "
+        f"tenant {count.tenant}: the manifests name {count.documents} documents and {count.chunks} chunks, "
+        f"Milvus holds {count.milvus_documents} and {count.milvus_chunks}, OpenSearch {count.opensearch_documents} and "
         f"{count.opensearch_chunks}"
         for count in tenants
         if not count.agrees

@@ -44,7 +44,7 @@ def config(
         return
     settings = load_settings()
     file = Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
-    in_file = tomllib.loads(file.read_text()) if file.is_file() else {}
+    in_file = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     effective = [*settings_of(settings, ENV_PREFIX, os.environ, in_file, str(file))]
     if json:
         print_json(nested(effective))

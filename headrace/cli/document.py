@@ -69,8 +69,10 @@ def _print(found: "Whereabouts") -> None:
         why = f": {event.error.code}, {event.error.message}" if event.error else ""
         version = "" if event.version is None else f" version {event.version}"
         rows.append(("event", f"{_when(event.at)} {event.status}{version} ({event.stage}){why}"))
-    for letter in found.dead_letters:
-        rows.append(("dead letter", f"{letter.id} {letter.code} ({letter.stage}): {letter.message}"))
+    rows += [
+        ("dead letter", f"{letter.id} {letter.code} ({letter.stage}): {letter.message}")
+        for letter in found.dead_letters
+    ]
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, said in rows:
         table.add_row(Text(name, style="bold"), Text(said))

@@ -14,13 +14,13 @@ METADATA = "metadata."
 
 HELP = (
     "Only what fulfils this; repeat it for several, which all must hold: tag=a · tags.any=a,b · tags.all=a,b · "
-    "doc_id=x (again: any of them) · source=… · created_at>=2020-01-01 · created_at<2021-01-01 · metadata.lang=en (again: "
-    "any of them) · metadata.year>=2019."
+    "doc_id=x (again: any of them) · source=… · created_at>=2020-01-01 · created_at<2021-01-01 · metadata.lang=en "
+    "(again: any of them) · metadata.year>=2019."
 )
 
 
 def parse_filters(conditions: Iterable[str], given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The conditions joined with the filters that were given as JSON; raises ValueError, naming the condition at fault."""
+    """The conditions joined with the filters given as JSON; raises ValueError, naming the condition at fault."""
     filters: dict[str, Any] = dict(given or {})
     for condition in conditions:
         found = _CONDITION.fullmatch(condition.strip())
@@ -58,7 +58,9 @@ def _add(filters: dict[str, Any], name: str, sign: str, value: str) -> None:
         case _ if name.startswith(METADATA) and name != METADATA:
             _add_metadata(filters, name, sign, value)
         case _:
-            raise ValueError("what can be filtered is tag, tags.any, tags.all, doc_id, source, created_at, metadata.<key>")
+            raise ValueError(
+                "what can be filtered is tag, tags.any, tags.all, doc_id, source, created_at, metadata.<key>"
+            )
 
 
 def _add_metadata(filters: dict[str, Any], name: str, sign: str, value: str) -> None:

@@ -34,6 +34,7 @@ _REFUSALS = {
     KafkaError.MSG_SIZE_TOO_LARGE,
 }
 _SILENCE = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
+_PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 
 T = TypeVar("T")
 
@@ -68,6 +69,8 @@ def _consumer(kafka: dict[str, Any]) -> Consumer:
             "group.id": "headrace-cli",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            # A fetch that waits at an end holds up the one that an assignment to earlier offsets needs.
+            "fetch.wait.max.ms": 100,
             # Only where retention took the records that were to be read: go on with what is left.
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
@@ -101,7 +104,7 @@ def partitions_of_topic(kafka: dict[str, Any], topic: str) -> list[int]:
 
 
 class Tail:
-    """Partitions of one topic from their ends on: what is written after it was opened is read, whenever `poll` is called.
+    """Partitions of one topic from their ends on: what is written after it was opened is read, whenever `poll` comes.
 
     Nothing is joined or committed, so any number may read the same partitions.
     """
@@ -234,8 +237,16 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_WITHIN_S)
-    return low, high
+    give_up = time.monotonic() + ANSWER_WITHIN_S
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_WITHIN_S)
+            return low, high
+        except KafkaException as exc:
+            # Right after a topic was made, or its leader moved, a broker may not know yet that it leads.
+            if exc.args[0].code() not in _PASSING or time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
 
 
 def headers_of(message: Message) -> list[tuple[str, bytes]]:

@@ -49,9 +49,7 @@ def bring_up(settings: Settings, *, servers_only: bool, say: Callable[[str], Non
     stack = LocalStack(settings.local, say)
     stack.up()
     kafka = settings.kafka
-    created = create_topics(
-        kafka.confluent(), kafka.names, partitions=kafka.partitions, replication=kafka.replication
-    )
+    created = create_topics(kafka.confluent(), kafka.names, partitions=kafka.partitions, replication=kafka.replication)
     if created:
         say(f"created {len(created)} topics")
     if not servers_only:
@@ -70,7 +68,8 @@ def require_local(settings: Settings) -> None:
     ):
         if not is_at(value, port):
             raise Misconfigured(
-                f"{setting} is {value.removeprefix('//')}, but the local stack's is at 127.0.0.1:{port} ({of}): make them agree"
+                f"{setting} is {value.removeprefix('//')}, but the local stack's is at "
+                f"127.0.0.1:{port} ({of}): make them agree"
             )
 
 

@@ -9,7 +9,7 @@ import typer
 
 from headrace.cli.console import complain, out, print_json
 from headrace.cli.exits import Exit
-from headrace.cli.options import Json, MaybeTenant, Tenant, Urgent
+from headrace.cli.options import Json, Tenant, Urgent, check_tenant
 
 if TYPE_CHECKING:
     from headrace.cli.progress import Progress
@@ -30,12 +30,17 @@ def publish(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH…",
-            help="Files (.txt .md .markdown .html .htm), JSON Lines (.jsonl .ndjson, .gz too), folders of these, or - for stdin.",
+            metavar="PATH",
+            help="Files (.txt .md .markdown .html .htm), JSON Lines (.jsonl .ndjson, .gz too), folders, - for stdin.",
             show_default=False,
         ),
     ],
-    tenant: MaybeTenant = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(
+            "--tenant", "-t", help="Whose documents. [default: a line's own, else default]", callback=check_tenant
+        ),
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="Put this tag on every document; repeatable.")] = None,
     doc_id: Annotated[
         str | None,
@@ -48,10 +53,10 @@ def publish(
 ) -> None:
     """Send documents to be indexed.
 
-    A file's doc_id is its name, in a folder its path from there; its source is its file: URI, its title the first heading.
-    A JSON line is a Document with `doc_id` (or `id`) and `text`; `"op": "delete"` deletes. The tenant is `default`
-    unless --tenant or the line says otherwise. What can't be read is named and the rest goes on. Sending again what
-    hasn't changed is harmless.
+    A file's doc_id is its name, in a folder its path from there; its source is its file: URI, its title the first
+    heading. A JSON line is a Document with `doc_id` (or `id`) and `text`; `"op": "delete"` deletes. The tenant is
+    `default` unless --tenant or the line says otherwise. What can't be read is named and the rest goes on. Sending
+    again what hasn't changed is harmless.
     """
     from headrace.cli.publishing import outgoing
     from headrace.cli.sources import Labels, read_paths
@@ -71,7 +76,7 @@ def publish(
 
 
 def delete(
-    docs: Annotated[list[str], typer.Argument(metavar="DOC…", help="doc_ids.", show_default=False)],
+    docs: Annotated[list[str], typer.Argument(metavar="DOC", help="doc_ids.", show_default=False)],
     tenant: Tenant = "default",
     version: Annotated[
         int | None,

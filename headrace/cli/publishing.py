@@ -125,9 +125,7 @@ class Outcomes:
         self._close(key, [sent for sent, _ in found])
         why = f"{event.error.code} ({event.stage}): {event.error.message}" if event.error else None
         return [
-            Outcome(
-                where=sent.where, key=key, version=sent.version, status=status, chunks=event.chunks, why=why
-            )
+            Outcome(where=sent.where, key=key, version=sent.version, status=status, chunks=event.chunks, why=why)
             for sent, status in found
         ]
 
@@ -207,11 +205,14 @@ def publish(
     """Send the records in order and return when every delivery is confirmed or has failed.
 
     With `wait_s`, return when each record has its outcome, or when none has come for so many seconds. Raises Transient
-    when no broker answers at the start, and Misconfigured when the topics aren't there. Memory is bounded by the queue to
-    the broker and, when waiting, by one small entry a record that has no outcome yet.
+    when no broker answers at the start, and Misconfigured when the topics aren't there. Memory is bounded by the queue
+    to the broker and, when waiting, by one small entry a record that has no outcome yet.
     """
     kafka, names = settings.confluent(), settings.names
-    topic, events_topic = names.topic("documents.urgent" if urgent else "documents.raw"), names.topic("documents.events")
+    topic, events_topic = (
+        names.topic("documents.urgent" if urgent else "documents.raw"),
+        names.topic("documents.events"),
+    )
     there = existing_topics({**kafka, **QUIET})
     for name in (topic, events_topic):
         if name not in there:

@@ -66,7 +66,7 @@ Reading = Found | Problem | Skipped
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What the command line says of every document. A tenant that is None leaves it to each JSON line, then to `default`."""
+    """What the command line says of every document. Without a tenant it is each JSON line's, then `default`."""
 
     tenant: str | None = None
     tags: tuple[str, ...] = ()
@@ -96,7 +96,9 @@ def read_paths(paths: Sequence[str], labels: Labels, stdin: IO[bytes]) -> Iterat
             if isinstance(reading, Found) and reading.is_file:
                 doc_id = reading.key.doc_id
                 if doc_id in seen:
-                    why = f"{seen[doc_id]} has the doc_id {doc_id!r} too; publish the folder above both, or use --doc-id"
+                    why = (
+                        f"{seen[doc_id]} has the doc_id {doc_id!r} too; publish the folder above both, or use --doc-id"
+                    )
                     yield Problem(where=reading.where, why=why)
                     continue
                 seen[doc_id] = reading.where
@@ -229,8 +231,11 @@ def _read_line(line: bytes, where: str, labels: Labels) -> Found | Problem:
     try:
         deletes = decode(line, _Operation).op == "delete"
         read = decode(line, _DeletionLine) if deletes else decode(line, _Line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        return Problem(where=where, why=f"is no document: {exc}")
+    try:
         key = _key(read, labels)
-    except (msgspec.DecodeError, ValueError) as exc:
+    except ValueError as exc:
         return Problem(where=where, why=str(exc))
     # The key names the document; in the value its name would only be said twice.
     if isinstance(read, _DeletionLine):

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def up(
-    servers_only: Annotated[bool, typer.Option("--servers-only", help="Kafka, OpenSearch and Milvus, no workers.")] = False,
+    servers_only: Annotated[
+        bool, typer.Option("--servers-only", help="Kafka, OpenSearch and Milvus, no workers.")
+    ] = False,
 ) -> None:
     """Start Kafka, OpenSearch, Milvus and the six workers on this machine, as processes: no Docker needed.
 
@@ -37,8 +39,8 @@ def down() -> None:
 def status(json: Json = False) -> None:
     """Servers, workers, the lag of each stage by lane, and what the stores hold for each tenant.
 
-    Exits with 1 if something isn't as it should be: a server away, a worker not ready, or counts that differ while nothing
-    is on its way.
+    Exits with 1 if something isn't as it should be: a server away, a worker not ready, or counts that differ while
+    nothing is on its way.
     """
     from headrace.cli.condition import condition
     from headrace.config import load_settings

@@ -27,7 +27,7 @@ class Counters:
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What a stage did. `busy_s` is the time in its work alone, `within_s` from the start to the last thing it finished."""
+    """What a stage did. `busy_s` is the time in its work alone, `within_s` that until it last finished something."""
 
     stage: str
     messages: int
@@ -76,9 +76,7 @@ def read_counters(page: str, stage: str) -> Counters:
     )
 
 
-def between(
-    before: Mapping[str, Counters], after: Mapping[str, Counters], started_at: float
-) -> list[Throughput]:
+def between(before: Mapping[str, Counters], after: Mapping[str, Counters], started_at: float) -> list[Throughput]:
     """For each worker that answered at the end; one that was restarted in between counts from its restart."""
     found = []
     for stage, now in after.items():

@@ -23,7 +23,7 @@ def worker(
     stages: Annotated[
         list[str],
         typer.Argument(
-            metavar="STAGE…",
+            metavar="STAGE",
             help="chunk, embed, upsert-milvus, upsert-opensearch, commit, query; or all.",
             show_default=False,
         ),
@@ -34,13 +34,15 @@ def worker(
     ] = None,
     instance_id: Annotated[
         str | None,
-        typer.Option("--instance-id", help="Its name in its consumer group; of several stages, each adds its own name."),
+        typer.Option(
+            "--instance-id", help="Its name in its consumer group; of several stages, each adds its own name."
+        ),
     ] = None,
 ) -> None:
     """Run a stage until it is told to stop; several stages run as one process each.
 
-    SIGTERM and SIGINT let it finish what it has in hand. Of several, the first one that ends stops the others, and its exit
-    code is this command's.
+    SIGTERM and SIGINT let it finish what it has in hand. Of several, the first one that ends stops the others, and its
+    exit code is this command's.
     """
     wanted = _stages(stages)
     if len(wanted) == 1:
@@ -96,8 +98,8 @@ def run_together(
 ) -> int:
     """Run the commands until the first one ends, then stop the others; returns the exit code of that first one.
 
-    SIGTERM and SIGINT are passed on as SIGTERM; the code is then 0 if every command ended well. What doesn't stop in time
-    is killed. No process is left behind.
+    SIGTERM and SIGINT are passed on as SIGTERM; the code is then 0 if every command ended well. What doesn't stop in
+    time is killed. No process is left behind.
     """
     asked_to_stop = False
 

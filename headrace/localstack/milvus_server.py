@@ -16,6 +16,7 @@ from pathlib import Path
 from milvus import MilvusServerConfig, _initialize_data_files  # type: ignore[import-untyped]
 
 HOST = "127.0.0.1"
+SESSION_TTL_S = 15
 PORT_ITEMS = (
     "root_coord_port",
     "proxy_internal_port",
@@ -69,6 +70,8 @@ def write_config(port: int, data: Path) -> dict[str, str]:
         config.set(item, next(ports))
     for component in COMPONENTS:
         config.set(f"{component}.ip", HOST)
+    # After a kill its collections are served again when the dead process' sessions have run out; the default is 30.
+    config.set("common.session.ttl", SESSION_TTL_S)
     # Everything goes to stdout, whose file the supervisor rotates.
     config.set("system_log_path", "")
     config.set("etcd_log_path", "stdout")

@@ -257,6 +257,8 @@ class LocalStack:
                 setting="local.milvus_port",
                 answers=probes.milvus_answers,
                 ready=probes.milvus_ready,
+                # Asked to stop with a collection loaded it takes over 30 s and then aborts; a kill loses nothing.
+                stop_wait_s=5,
                 command=lambda: [
                     *(sys.executable, "-P", str(MILVUS_SERVER)),
                     *("--port", str(settings.milvus_port), "--data", str(self._root / "milvus")),

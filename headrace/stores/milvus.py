@@ -42,6 +42,7 @@ _HASH_MAX_BYTES = 128
 _INDEX = {"index_type": "HNSW", "metric_type": "COSINE", "params": {"M": 16, "efConstruction": 200}}
 _EF_LEAST = 64  # below this, recall suffers even for the best few
 _LOAD_POLL_S = 0.1
+_VISIBLE_POLL_S = 0.05
 _COUNT_PAGE = 10_000
 _ROW_BYTES = 256  # ids, hash and numbers of a row, roughly
 # Without it gRPC waits up to two minutes before it tries a server again that was away.
@@ -107,75 +108,71 @@ class MilvusStore:
         for row in rows:
             if id(row.attributes) not in encoded:
                 encoded[id(row.attributes)] = _attributes(row.attributes)
-        for request in in_requests(rows, lambda row: row.vector.nbytes + encoded[id(row.attributes)][1] + _ROW_BYTES):
+        # Of two rows of one id in one request, Milvus would keep both.
+        distinct = {row.id: row for row in rows}.values()
+        for request in in_requests(
+            distinct, lambda row: row.vector.nbytes + encoded[id(row.attributes)][1] + _ROW_BYTES
+        ):
             entities = [_entity(row, encoded[id(row.attributes)][0]) for row in request]
             self._upsert(name, entities)
 
     def delete(self, tenant: str, ids: Sequence[str]) -> None:
         name = collection_name(self._prefix, tenant)
         for request in in_requests(ids, len):
-            expression = f"id in [{', '.join(map(milvus_literal, request))}]"
-            try:
-                self._call(lambda client, **bounds: client.delete(name, filter=expression, **bounds))  # noqa: B023
-            except MilvusException as exc:
-                if not _is_missing(exc):
-                    raise
-                self._ready.discard(name)
+            if not self._delete(name, request):
                 return
 
     def search(self, tenant: str, vector: npt.NDArray[np.float32], *, limit: int, filters: Filters) -> list[Candidate]:
         name = collection_name(self._prefix, tenant)
-        if name not in self._ready and not self._prepare(name, create=False):
+        found = self._read(
+            name,
+            lambda client, **bounds: client.search(
+                name,
+                data=[vector],
+                anns_field="vector",
+                filter=milvus_expression(filters),
+                limit=limit,
+                output_fields=["doc_id"],
+                search_params={"metric_type": "COSINE", "params": {"ef": max(_EF_LEAST, 2 * limit)}},
+                consistency_level="Bounded",
+                **bounds,
+            ),
+            timeout_s=self._settings.search_timeout_s,
+        )
+        if found is None:
             return []
-        try:
-            [hits] = self._call(
-                lambda client, **bounds: client.search(
-                    name,
-                    data=[vector],
-                    anns_field="vector",
-                    filter=milvus_expression(filters),
-                    limit=limit,
-                    output_fields=["doc_id"],
-                    search_params={"metric_type": "COSINE", "params": {"ef": max(_EF_LEAST, 2 * limit)}},
-                    consistency_level="Bounded",
-                    **bounds,
-                ),
-                timeout_s=self._settings.search_timeout_s,
-            )
-        except MilvusException as exc:
-            if not _is_missing(exc):
-                raise
-            self._ready.discard(name)
-            return []
-        except NotLoaded:
-            self._load(name)
-            raise
-        return [Candidate(id=hit["id"], doc_id=hit["entity"]["doc_id"], score=hit["distance"]) for hit in hits]
+        return [Candidate(id=hit["id"], doc_id=hit["entity"]["doc_id"], score=hit["distance"]) for hit in found[0]]
 
     def count(self, tenant: str) -> StoreCount:
         name = collection_name(self._prefix, tenant)
-        if not self._prepare(name, create=False):
-            return StoreCount(documents=0, chunks=0)
-        counted = self._call(
+        counted = self._read(
+            name,
             lambda client, **bounds: client.query(
                 name, filter="", output_fields=["count(*)"], consistency_level="Strong", **bounds
-            )
+            ),
         )
-        documents: set[str] = set()
-        pages = self._call(
-            lambda client, **bounds: client.query_iterator(
-                name,
-                batch_size=_COUNT_PAGE,
-                filter='id != ""',
-                output_fields=["doc_id"],
-                consistency_level="Strong",
-                **bounds,
-            )
-        )
-        while page := self._call(lambda _, **__: pages.next()):
-            documents.update(entity["doc_id"] for entity in page)
-        pages.close()
-        return StoreCount(documents=len(documents), chunks=int(counted[0]["count(*)"]))
+        if counted is None:
+            return StoreCount(documents=0, chunks=0)
+        return StoreCount(documents=len(self._doc_ids(name)), chunks=int(counted[0]["count(*)"]))
+
+    def make_searchable(self, tenant: str, ids: Sequence[str]) -> None:
+        name = collection_name(self._prefix, tenant)
+        missing = set(ids)
+        deadline = time.monotonic() + self._settings.timeout_s
+        while missing:
+            for request in in_requests(sorted(missing), len):
+                expression = f"id in [{', '.join(map(milvus_literal, request))}]"
+                found = self._read(
+                    name,
+                    lambda client, *, expression=expression, **bounds: client.query(
+                        name, filter=expression, output_fields=["id"], consistency_level="Bounded", **bounds
+                    ),
+                )
+                missing -= {entity["id"] for entity in found or ()}
+            if missing:
+                if time.monotonic() > deadline:
+                    raise Transient(SERVICE, f"{len(missing)} stored rows of {name} can't be found by a search yet")
+                time.sleep(_VISIBLE_POLL_S)
 
     def tenants(self) -> list[str]:
         names = self._call(lambda client, **bounds: client.list_collections(**bounds))
@@ -191,35 +188,79 @@ class MilvusStore:
 
     def _upsert(self, name: str, entities: list[dict[str, Any]]) -> None:
         if name not in self._ready:
-            self._prepare(name, create=True)
+            self._prepare(name)
         try:
             self._call(lambda client, **bounds: client.upsert(name, entities, **bounds))
         except MilvusException as exc:
             if not _is_missing(exc):
                 raise
             # Somebody dropped it since. A second time is somebody's war, and an error.
-            self._ready.discard(name)
-            self._prepare(name, create=True)
+            self._prepare(name)
             self._call(lambda client, **bounds: client.upsert(name, entities, **bounds))
 
-    def _prepare(self, name: str, *, create: bool) -> bool:
-        """Make sure that the collection is there, of our encoder, indexed and loaded. False when it isn't there and `create` is.
+    def _delete(self, name: str, ids: list[str]) -> bool:
+        """False when there is no collection to delete from."""
+        expression = f"id in [{', '.join(map(milvus_literal, ids))}]"
+        try:
+            self._call(lambda client, **bounds: client.delete(name, filter=expression, **bounds))
+        except MilvusException as exc:
+            if not _is_missing(exc):
+                raise
+            return False
+        return True
+
+    def _read(self, name: str, call: Callable[..., T], *, timeout_s: float | None = None) -> T | None:
+        """What a search or a query answers; None without a collection. One that isn't loaded is loaded, but not waited for."""
+        if name not in self._ready:
+            found = self._describe(name)
+            if found is None:
+                return None
+            self._check_encoder(name, found)
+            self._ready.add(name)
+        try:
+            return self._call(call, timeout_s=timeout_s)
+        except MilvusException as exc:
+            if not _is_missing(exc):
+                raise
+            self._ready.discard(name)
+            return None
+        except NotLoaded:
+            self._serve(name)
+            raise
+
+    def _doc_ids(self, name: str) -> set[str]:
+        doc_ids: set[str] = set()
+        pages = self._call(
+            lambda client, **bounds: client.query_iterator(
+                name,
+                batch_size=_COUNT_PAGE,
+                filter='id != ""',
+                output_fields=["doc_id"],
+                consistency_level="Strong",
+                **bounds,
+            )
+        )
+        while page := self._call(lambda _, **__: pages.next()):
+            doc_ids.update(entity["doc_id"] for entity in page)
+        pages.close()
+        return doc_ids
+
+    def _prepare(self, name: str) -> None:
+        """Make sure that the collection is there, of our encoder, indexed, and loaded or on its way to be.
 
         Safe when several workers do it at once: each step does nothing where another has done it.
         """
         found = self._describe(name)
-        if found is None and not create:
-            return False
-        if found is None:
+        if found is not None:
+            self._check_encoder(name, found)
+            self._serve(name)
+        else:
             self._create(name)
-            found = self._describe(name)
-            if found is None:
-                raise Transient(SERVICE, f"the collection {name} was dropped while it was made")
-        self._check_encoder(name, found)
-        self._index(name)
-        self._load(name)
+            self._check_encoder(name, self._describe(name) or "")
+            self._serve(name)
+            # Its first rows are to be found when we say that they are stored. Milvus takes about 3 s to load an empty collection.
+            self._wait_until_loaded(name)
         self._ready.add(name)
-        return True
 
     def _describe(self, name: str) -> str | None:
         """The collection's description; None without such a collection."""
@@ -258,23 +299,21 @@ class MilvusStore:
             if self._describe(name) is None:
                 raise
 
-    def _index(self, name: str) -> None:
-        if self._call(lambda client, **bounds: client.list_indexes(name, **bounds)):
-            return
-        params = MilvusClient.prepare_index_params()
-        params.add_index("vector", **_INDEX)
-        self._call(lambda client, **bounds: client.create_index(name, params, **bounds))
-
-    def _load(self, name: str) -> None:
-        """Return when it is loaded. A collection that recovers after a restart is waited for as one that is loaded anew."""
-        give_up = time.monotonic() + self._settings.search_timeout_s
+    def _serve(self, name: str) -> None:
+        """Index it if that isn't done, and start to load it if that isn't done; Milvus goes on by itself."""
+        if not self._call(lambda client, **bounds: client.list_indexes(name, **bounds)):
+            params = MilvusClient.prepare_index_params()
+            params.add_index("vector", **_INDEX)
+            self._call(lambda client, **bounds: client.create_index(name, params, **bounds))
         self._call(lambda client, **bounds: client.load_collection(name, _async=True, **bounds))
-        while True:
-            state = self._call(lambda client, **bounds: client.get_load_state(name, **bounds))["state"]
-            if state == LoadState.Loaded:
-                return
+
+    def _wait_until_loaded(self, name: str) -> None:
+        give_up = time.monotonic() + self._settings.timeout_s
+        while self._call(lambda client, **bounds: client.get_load_state(name, **bounds))["state"] != LoadState.Loaded:
             if time.monotonic() > give_up:
-                raise NotLoaded(SERVICE, f"the collection {name} is being loaded")
+                raise NotLoaded(
+                    SERVICE, f"the collection {name} is still not loaded after {self._settings.timeout_s:g} s"
+                )
             time.sleep(_LOAD_POLL_S)
 
     def _call(self, call: Callable[..., T], *, timeout_s: float | None = None) -> T:

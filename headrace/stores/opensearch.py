@@ -137,6 +137,9 @@ class OpenSearchTextStore:
         self._indexes.refresh(tenant)
         return StoreCount(documents=self._documents(tenant), chunks=self._indexes.count(tenant, {"match_all": {}}))
 
+    def make_searchable(self, tenant: str) -> None:
+        self._indexes.refresh(tenant)
+
     def tenants(self) -> list[str]:
         return self._indexes.tenants()
 

@@ -127,7 +127,7 @@ def classify(status: int | str, types: set[str], text: str) -> Transient | Misco
 def refused(status: int, cause: ErrorCause, what: str) -> Exception:
     """The error of one item of a request, which is named by `what`."""
     text = f"{what}: {cause.type}: {cause.reason}"
-    return classify(status, {cause.type}, text) or opensearchpy.TransportError(status, cause.type, text)
+    return classify(status, {cause.type}, text) or opensearchpy.TransportError(status, cause.type, {"error": text})
 
 
 def _cause_types(info: Any) -> set[str]:

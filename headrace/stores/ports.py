@@ -73,6 +73,9 @@ class VectorStore(Protocol):
     def count(self, tenant: str) -> StoreCount:
         """Exact, with strong consistency; meant for people and tests, not for the hot path."""
 
+    def make_searchable(self, tenant: str, ids: Sequence[str]) -> None:
+        """Return when every search from now on can find these rows. Raises Transient when that takes too long."""
+
     def tenants(self) -> list[str]: ...
 
 
@@ -98,6 +101,9 @@ class TextStore(Protocol):
 
     def count(self, tenant: str) -> StoreCount:
         """Exact, after a refresh; meant for people and tests, not for the hot path."""
+
+    def make_searchable(self, tenant: str) -> None:
+        """Return when every search from now on can find every row that was stored before this call."""
 
     def tenants(self) -> list[str]: ...
 

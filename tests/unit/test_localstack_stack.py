@@ -76,6 +76,7 @@ def test_milvus_listens_where_it_is_told_and_its_etcd_on_loopback(tmp_path: Path
     config = (tmp_path / "configs" / "milvus.yaml").read_text()
     assert "port: 39530" in config
     assert "{{" not in config
+    assert f"ttl: {milvus_server.SESSION_TTL_S} " in config
     etcd = Path(environment["ETCD_CONFIG_PATH"]).read_text()
     assert "listen-client-urls: http://127.0.0.1:" in etcd
     assert "listen-peer-urls: http://127.0.0.1:" in etcd

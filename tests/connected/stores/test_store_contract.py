@@ -1,14 +1,17 @@
 """What the stages rely on, on the fakes and on the real stores alike."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
+import opensearchpy
 import pytest
+from pymilvus import MilvusClient
 
-from headrace.errors import Misconfigured
+from headrace.errors import Misconfigured, Transient
 from headrace.stores import (
     Filters,
     ManifestStore,
@@ -23,6 +26,7 @@ from headrace.stores import (
     VectorStore,
     parse_filters,
 )
+from headrace.stores.milvus import collection_name
 from schemas import Attributes, EncoderIdentity, Intake, Key, Live, Manifest, Revision
 from tests.fakes.stores import FakeManifestStore, FakeTextStore, FakeVectorStore
 
@@ -38,7 +42,19 @@ ATTRIBUTES = Attributes(
     tags=["hydro", 'q"uote'],
     metadata={"year": 2019, "big": 2**70, "share": 0.1, "public": True, "lang": "é\n", "authors": ["A", "B"], "": "x"},
 )
-AWKWARD_IDS = ["a/b//c", 'quo"te', "apo'strophe", "line\nbreak", "back\\slash", "漢" * 170 + "xx", "é" * 256, "_all", " ", "..", "#?&%2F"]
+AWKWARD_IDS = [
+    "a/b//c",
+    'quo"te',
+    "apo'strophe",
+    "line\nbreak",
+    "back\\slash",
+    "漢" * 170 + "xx",
+    "é" * 256,
+    "_all",
+    " ",
+    "..",
+    "#?&%2F",
+]
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -86,9 +102,16 @@ class TestVectorStore:
         for direction in (0, 3, 3):
             vectors.upsert(tenant, [vector_row("r-0", direction=direction)])
         eventually(
-            lambda: [round(found.score, 4) for found in vectors.search(tenant, toward(3), limit=10, filters=Filters())] == [1.0]
+            lambda: (
+                [round(found.score, 4) for found in vectors.search(tenant, toward(3), limit=10, filters=Filters())]
+                == [1.0]
+            )
         )
         assert vectors.count(tenant).chunks == 1
+
+    def test_the_same_row_twice_in_one_call_is_one_row(self, vectors: VectorStore, tenant: str) -> None:
+        vectors.upsert(tenant, [vector_row("r-0"), vector_row("r-1"), vector_row("r-0")])
+        assert vectors.count(tenant).chunks == 2
 
     def test_deleted_rows_go_and_absent_ones_are_no_matter(
         self, vectors: VectorStore, tenant: str, eventually: Wait
@@ -105,7 +128,7 @@ class TestVectorStore:
         vectors.upsert(tenant, [vector_row("r-0", doc_id="here")])
         vectors.upsert(other, [vector_row("r-0", doc_id="there")])
         for place, doc_id in ((tenant, "here"), (other, "there")):
-            eventually(lambda: bool(vectors.search(place, toward(0), limit=10, filters=Filters())))  # noqa: B023
+            eventually(lambda place=place: bool(vectors.search(place, toward(0), limit=10, filters=Filters())))
             assert [found.doc_id for found in vectors.search(place, toward(0), limit=10, filters=Filters())] == [doc_id]
         assert {tenant, other} <= set(vectors.tenants())
 
@@ -120,7 +143,7 @@ class TestVectorStore:
         vectors.upsert(tenant, [vector_row(f"r-{place}", doc_id=name) for place, name in enumerate(AWKWARD_IDS)])
         for name in AWKWARD_IDS:
             only = parse_filters({"doc_id": [name]})
-            eventually(lambda: bool(vectors.search(tenant, toward(0), limit=10, filters=only)))  # noqa: B023
+            eventually(lambda only=only: bool(vectors.search(tenant, toward(0), limit=10, filters=only)))
             assert [found.doc_id for found in vectors.search(tenant, toward(0), limit=10, filters=only)] == [name]
 
     def test_many_rows_in_one_call(self, vectors: VectorStore, tenant: str) -> None:
@@ -175,13 +198,22 @@ class TestMilvus:
         store.upsert(tenant, [vector_row("r-2")])
         assert store.count(tenant).chunks == 1
 
-    def test_a_released_collection_is_loaded_again(
+    def test_a_released_collection_is_loaded_again_and_nobody_waits_for_it(
         self, settings: StoreSettings, tenant: str, eventually: Wait
     ) -> None:
+        def is_served() -> bool:
+            try:
+                return len(store.search(tenant, toward(0), limit=5, filters=Filters())) == 1
+            except Transient:
+                return False
+
         store = MilvusStore(settings, ENCODER)
         store.upsert(tenant, [vector_row("r-0")])
-        _milvus(settings).release_collection(f"{settings.prefix}{tenant.replace('-', 'D')}_docs")
-        eventually(lambda: len(store.search(tenant, toward(0), limit=5, filters=Filters())) == 1)
+        MilvusClient(settings.milvus.uri, timeout=5).release_collection(collection_name(settings.prefix, tenant))
+        started = time.monotonic()
+        assert not is_served()
+        assert time.monotonic() - started < 2
+        eventually(is_served)
 
     def test_attributes_at_their_limits(self, settings: StoreSettings, tenant: str) -> None:
         store = MilvusStore(settings, ENCODER)
@@ -194,7 +226,10 @@ class TestMilvus:
 
 class TestTextStore:
     def test_search_finds_by_words_and_brings_the_row(self, texts: TextStore, tenant: str, eventually: Wait) -> None:
-        rows = [text_row("t-0", text="water drives the wheel"), text_row("t-1", doc_id="e", text="wind drives the sail")]
+        rows = [
+            text_row("t-0", text="water drives the wheel"),
+            text_row("t-1", doc_id="e", text="wind drives the sail"),
+        ]
         texts.upsert(tenant, rows)
         eventually(lambda: len(texts.search(tenant, "drives", limit=10, filters=Filters())) == 2)
         best, *_ = texts.search(tenant, "which water", limit=10, filters=Filters())
@@ -287,8 +322,6 @@ class TestOpenSearch:
     def test_an_index_that_was_dropped_is_made_anew_as_it_was(
         self, settings: StoreSettings, tenant: str, eventually: Wait
     ) -> None:
-        import opensearchpy  # noqa: PLC0415  # only this test looks behind the store
-
         store = OpenSearchTextStore(settings)
         store.upsert(tenant, [text_row("t-0", text="a")])
         with opensearchpy.OpenSearch(settings.opensearch.url) as client:
@@ -300,8 +333,6 @@ class TestOpenSearch:
         eventually(lambda: len(store.search(tenant, "walked", limit=5, filters=Filters())) == 1)
 
     def test_an_index_of_somebody_else_is_refused(self, settings: StoreSettings, tenant: str) -> None:
-        import opensearchpy  # noqa: PLC0415  # only this test looks behind the store
-
         with opensearchpy.OpenSearch(settings.opensearch.url) as client:
             client.indices.create(index=f"{settings.prefix}{tenant}_docs")
         with pytest.raises(Misconfigured, match="was not made by headrace"):
@@ -325,19 +356,17 @@ class TestManifestStore:
         newer = {key: replaced(stored, live_manifest(key, chunks=5)) for key, stored in read.items()}
         assert manifests.write({mine: newer[mine]}) == set()
         assert manifests.write(newer) == {mine}
-        assert {stored.manifest.live.chunks for stored in manifests.read([mine, other]).values() if stored.manifest.live} == {5}
+        assert {
+            stored.manifest.live.chunks for stored in manifests.read([mine, other]).values() if stored.manifest.live
+        } == {5}
 
     def test_of_many_writers_one_wins(self, manifests: ManifestStore, tenant: str) -> None:
         key = Key(tenant, "d")
         for _ in range(3):
             read = manifests.read([key])[key]
+            replacements = [{key: replaced(read, live_manifest(key, chunks=chunks))} for chunks in range(6)]
             with ThreadPoolExecutor(6) as threads:
-                lost = list(
-                    threads.map(
-                        lambda chunks: manifests.write({key: replaced(read, live_manifest(key, chunks=chunks))}),  # noqa: B023
-                        range(6),
-                    )
-                )
+                lost = list(threads.map(manifests.write, replacements))
             assert sorted(map(len, lost)) == [0, 1, 1, 1, 1, 1]
 
     def test_awkward_doc_ids_of_several_tenants_in_one_call(self, manifests: ManifestStore, tenant: str) -> None:
@@ -414,11 +443,5 @@ def replaced(stored: Stored, manifest: Manifest) -> Stored:
     return msgspec.structs.replace(stored, manifest=manifest)
 
 
-def _milvus(settings: StoreSettings):  # noqa: ANN202  # pymilvus ships no types
-    from pymilvus import MilvusClient  # noqa: PLC0415  # only these tests look behind the store
-
-    return MilvusClient(settings.milvus.uri, timeout=5)
-
-
 def _drop_collection(settings: StoreSettings, tenant: str) -> None:
-    _milvus(settings).drop_collection(f"{settings.prefix}{tenant.replace('-', 'D')}_docs")
+    MilvusClient(settings.milvus.uri, timeout=5).drop_collection(collection_name(settings.prefix, tenant))

@@ -1,0 +1,37 @@
+"""A real Kafka, and topics of this run alone, which are deleted at its end."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from headrace.cli.kafka import QUIET
+from headrace.config import KafkaSettings, load_settings
+from headrace.errors import Transient
+from topics.provisioning import create_topics, existing_topics
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaSettings]:
+    run = f"test-cli-{uuid4().hex[:8]}-"
+    settings = load_settings().kafka.model_copy(update={"topic_prefix": run, "group_prefix": run, "partitions": 4})
+    config = {**settings.confluent(), **QUIET}
+    try:
+        create_topics(config, settings.names, partitions=settings.partitions, replication=1)
+    except Transient as exc:
+        pytest.skip(f"{exc}; `headrace up` starts the stack")
+    yield settings
+    mine = [topic for topic in existing_topics(config) if topic.startswith(run)]
+    admin = AdminClient(config)
+    for deleted in admin.delete_topics(mine).values():
+        deleted.result()
+
+
+@pytest.fixture
+def environment(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> KafkaSettings:
+    """The command line's settings, as its users give them."""
+    monkeypatch.setenv("HEADRACE_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    monkeypatch.setenv("HEADRACE_KAFKA__TOPIC_PREFIX", kafka.topic_prefix)
+    monkeypatch.setenv("HEADRACE_KAFKA__GROUP_PREFIX", kafka.group_prefix)
+    return kafka

@@ -1,0 +1,161 @@
+"""A server that is away, silent or back again: Transient within the time-out, and no restart of ours is needed."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from headrace.errors import HeadraceError, Transient
+from headrace.stores import Filters, MilvusStore, OpenSearchManifestStore, OpenSearchTextStore, StoreSettings
+from schemas import EncoderIdentity, Key
+
+ENCODER = EncoderIdentity(name="test/four-dimensions", dimension=4, normalised=True)
+QUICK = {"timeout_s": 2.0, "search_timeout_s": 1.0}
+
+
+class Proxy:
+    """A TCP proxy that can be cut, frozen, and put up again at the same port."""
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._target = (parts.hostname, parts.port)
+        self._sockets: list[socket.socket] = []
+        self._flowing = threading.Event()
+        self.port = 0
+        self.up()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def up(self) -> None:
+        self._flowing.set()
+        self._listener = socket.create_server(("127.0.0.1", self.port), reuse_port=True)
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def cut(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self._sockets:
+            one.close()
+        self._sockets.clear()
+
+    def freeze(self) -> None:
+        self._flowing.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self._target)
+            self._sockets += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                self._flowing.wait()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+
+@pytest.fixture
+def milvus_proxy(settings: StoreSettings) -> Iterator[Proxy]:
+    proxy = Proxy(settings.milvus.uri)
+    yield proxy
+    proxy.cut()
+
+
+@pytest.fixture
+def opensearch_proxy(settings: StoreSettings) -> Iterator[Proxy]:
+    proxy = Proxy(settings.opensearch.url)
+    yield proxy
+    proxy.cut()
+
+
+def test_nobody_listens(settings: StoreSettings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    away = at(settings, f"http://127.0.0.1:{port}")
+    vectors, texts, manifests = MilvusStore(away, ENCODER), OpenSearchTextStore(away), OpenSearchManifestStore(away)
+    for ask in (
+        vectors.check,
+        lambda: vectors.delete("x", ["a"]),
+        lambda: search(vectors),
+        texts.check,
+        lambda: texts.read("x", ["a"], ["b"]),
+        lambda: texts.search("x", "words", limit=1, filters=Filters()),
+        lambda: manifests.read([Key("x", "d")]),
+    ):
+        assert isinstance(raised(ask, within=1.5), Transient)
+
+
+def test_nobody_answers(settings: StoreSettings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        silent = at(settings, f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        for ask in (MilvusStore(silent, ENCODER).check, OpenSearchTextStore(silent).check):
+            assert isinstance(raised(ask, within=4), Transient)
+
+
+def test_milvus_goes_away_and_comes_back(
+    settings: StoreSettings, milvus_proxy: Proxy, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    store = MilvusStore(at(settings, milvus_proxy.url), ENCODER)
+    store.check()
+    milvus_proxy.cut()
+    for _ in range(3):
+        # Far below the time-out: pymilvus must not retry in secret.
+        assert isinstance(raised(store.check, within=0.8), Transient)
+    milvus_proxy.up()
+    eventually(lambda: raised(store.check, within=4) is None)
+    milvus_proxy.freeze()
+    assert isinstance(raised(lambda: search(store), within=3), Transient)
+
+
+def test_opensearch_goes_away_and_comes_back(settings: StoreSettings, opensearch_proxy: Proxy) -> None:
+    store = OpenSearchTextStore(at(settings, opensearch_proxy.url))
+    store.check()
+    opensearch_proxy.cut()
+    assert isinstance(raised(store.check, within=0.8), Transient)
+    opensearch_proxy.up()
+    assert raised(store.check, within=2) is None
+    opensearch_proxy.freeze()
+    assert isinstance(raised(store.check, within=2), Transient)
+
+
+def test_making_a_store_connects_to_nothing(settings: StoreSettings) -> None:
+    nowhere = at(settings, "http://host.invalid:1")
+    MilvusStore(nowhere, ENCODER).close()
+    OpenSearchTextStore(nowhere).close()
+    OpenSearchManifestStore(nowhere).close()
+
+
+def at(settings: StoreSettings, address: str) -> StoreSettings:
+    milvus = settings.milvus.model_copy(update={"uri": address, **QUICK})
+    opensearch = settings.opensearch.model_copy(update={"url": address, **QUICK})
+    return settings.model_copy(update={"milvus": milvus, "opensearch": opensearch})
+
+
+def search(store: MilvusStore) -> object:
+    return store.search("nobody", np.ones(4, dtype=np.float32), limit=1, filters=Filters())
+
+
+def raised(ask: Callable[[], object], *, within: float) -> HeadraceError | None:
+    started = time.monotonic()
+    try:
+        ask()
+    except HeadraceError as exc:
+        return exc
+    finally:
+        assert time.monotonic() - started < within
+    return None
