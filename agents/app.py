@@ -47,7 +47,9 @@ def build_stage(name: str, settings: Settings) -> Stage[Any]:
                 batch_messages=batch_messages, batch_bytes=settings.encoder.batch_size * CHUNK_MESSAGE_BYTES
             )
         case "upsert-milvus":
-            milvus = MilvusUpserter(vectors=_checked(wiring.build_vectors(settings)), encoder=encoder_identity(settings.encoder))
+            milvus = MilvusUpserter(
+                vectors=_checked(wiring.build_vectors(settings)), encoder=encoder_identity(settings.encoder)
+            )
             return milvus.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
         case "upsert-opensearch":
             opensearch = OpenSearchUpserter(texts=_checked(wiring.build_texts(settings)))

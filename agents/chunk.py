@@ -82,7 +82,9 @@ class Chunker:
             ("doc_id", document.doc_id, key.doc_id),
         ):
             if named is not None and named != expected:
-                raise Poison("key_mismatch", f"{name} is {named!r} in the document and {expected!r} in the record's key")
+                raise Poison(
+                    "key_mismatch", f"{name} is {named!r} in the document and {expected!r} in the record's key"
+                )
         chunking = self.default
         attributes = _attributes(document, record)
         content = DELETED_FINGERPRINT
@@ -203,5 +205,3 @@ def _event(incoming: Incoming, status: Status) -> Outgoing:
         version=incoming.revision.version,
     )
     return Outgoing(topic="documents.events", key=incoming.key.encode(), value=encode(event))
-
-

@@ -101,7 +101,9 @@ class QueryAnswerer:
         try:
             deadline = _deadline(record)
         except ValueError:
-            return Request(reply_to=reply_to, error=_bad_request(f"{DEADLINE_HEADER} must be Unix milliseconds, as digits"))
+            return Request(
+                reply_to=reply_to, error=_bad_request(f"{DEADLINE_HEADER} must be Unix milliseconds, as digits")
+            )
         return Request(reply_to=reply_to, query=query, deadline=deadline)
 
     async def work(self, batch: Sequence[Item[Request]]) -> list[Outgoing]:
@@ -122,9 +124,7 @@ class QueryAnswerer:
         queries = {place: request.query for place, request in enumerate(requests) if answers[place] is None}
         asked = [query for query in queries.values() if query is not None]
         found = dict(zip(queries, await self.retriever.search_many(asked) if asked else [], strict=True))
-        finished = await asyncio.gather(
-            *(self._answer(requests[place], outcome) for place, outcome in found.items())
-        )
+        finished = await asyncio.gather(*(self._answer(requests[place], outcome) for place, outcome in found.items()))
         for place, answer in zip(found, finished, strict=True):
             answers[place] = answer
         return [answer for answer in answers if answer is not None]

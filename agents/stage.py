@@ -419,5 +419,3 @@ def check_size(outgoing: Outgoing) -> None:
     size += sum(len(name) + len(value or b"") + 10 for name, value in outgoing.headers)
     if size > limit:
         raise Poison("record_too_large", f"a record of {size} bytes for {outgoing.topic}, which takes {limit}")
-
-

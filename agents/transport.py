@@ -79,7 +79,9 @@ class Consumer(driver.Consumer):
         return self._progress[tp].committable()
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        log.debug("offsets %d to %d of %s hold no messages (compaction or transaction markers)", offset_from, offset_to, tp)
+        log.debug(
+            "offsets %d to %d of %s hold no messages (compaction or transaction markers)", offset_from, offset_to, tp
+        )
 
     async def perform_seek(self) -> None:
         # What was delivered and not committed is read again from the committed position on.

@@ -37,9 +37,7 @@ def receipt(batch: EmbeddingBatch, store: Store) -> Outgoing:
         count=len(batch.chunks),
         deleted=batch.deleted,
     )
-    return Outgoing(
-        topic="documents.stored", key=batch.key.encode(), value=encode(stored), chunks=len(batch.chunks)
-    )
+    return Outgoing(topic="documents.stored", key=batch.key.encode(), value=encode(stored), chunks=len(batch.chunks))
 
 
 def content_hash(text: str) -> str:

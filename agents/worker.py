@@ -169,7 +169,9 @@ def wait_for_topics(kafka: KafkaSettings, stage: str) -> None:
     ):
         with attempt:
             there = existing_topics(kafka.confluent())
-    wanted = {kafka.names.topic(topic.name) for topic in BY_NAME.values() if stage in (*topic.read_by, *topic.written_by)}
+    wanted = {
+        kafka.names.topic(topic.name) for topic in BY_NAME.values() if stage in (*topic.read_by, *topic.written_by)
+    }
     missing = sorted(wanted - set(there))
     if missing:
         raise Misconfigured(f"Kafka has no topic {', '.join(missing)}: run `headrace topics create`")
@@ -219,5 +221,3 @@ def _credentials(kafka: KafkaSettings) -> Any:
             ssl_context=context,
         )
     return faust.SSLCredentials(context) if context is not None else None
-
-

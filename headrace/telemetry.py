@@ -17,7 +17,9 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 MILLISECONDS = (5, 10, 25, 50, 75, 100, 150, 250, 500, 1000, 2500, 5000, 10000)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
-MESSAGES = Counter("headrace_messages", "Messages taken (in) and confirmed by the broker (out)", ["stage", "lane", "direction"])
+MESSAGES = Counter(
+    "headrace_messages", "Messages taken (in) and confirmed by the broker (out)", ["stage", "lane", "direction"]
+)
 CHUNKS = Counter("headrace_chunks", "Chunks that passed a stage", ["stage", "lane"])
 STEP_SECONDS = Histogram("headrace_step_seconds", "Time of each step of a batch", ["stage", "step"], buckets=SECONDS)
 BATCH_MESSAGES = Histogram("headrace_batch_messages", "Messages in a batch", ["stage"], buckets=SIZES)
@@ -32,7 +34,9 @@ ANSWER_ERRORS = Counter("headrace_answer_errors", "Replies that carry an error",
 DEGRADED = Counter("headrace_degraded_answers", "Answers made without a part", ["without"])
 # Under the names that dashboards of such pipelines already have.
 INGEST_REQUESTS = Counter("ingest_requests", "Documents and deletions received")
-SEARCH_LATENCY_MS = Histogram("search_latency_ms", "From taking a query to its reply, in milliseconds", buckets=MILLISECONDS)
+SEARCH_LATENCY_MS = Histogram(
+    "search_latency_ms", "From taking a query to its reply, in milliseconds", buckets=MILLISECONDS
+)
 EMBEDDING_QPS = Gauge("embedding_qps", "Texts embedded a second, over the last batch")
 
 
@@ -65,7 +69,17 @@ def configure_logging(level: str, log_format: str) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     # Libraries that tell of every connection and request; their warnings stay.
-    for name in ("agents.transport", "aiokafka", "faust", "mode", "pymilvus", "opensearch", "urllib3", "httpx", "sentence_transformers"):
+    for name in (
+        "agents.transport",
+        "aiokafka",
+        "faust",
+        "mode",
+        "pymilvus",
+        "opensearch",
+        "urllib3",
+        "httpx",
+        "sentence_transformers",
+    ):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 
 
@@ -79,7 +93,12 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 def serve_health(
-    host: str, port: int, *, stuck: Callable[[], str | None], unready: Callable[[], str | None], before_scrape: Callable[[], None]
+    host: str,
+    port: int,
+    *,
+    stuck: Callable[[], str | None],
+    unready: Callable[[], str | None],
+    before_scrape: Callable[[], None],
 ) -> int:
     """Serve /metrics, /healthz and /readyz from a thread of its own, and return the port (a free one for port 0).
 

@@ -4,7 +4,9 @@ from headrace.chunking import TokenCounter, check_chunking, load_tokenizer
 from headrace.config import Settings
 from headrace.encoders import Encoder, SentenceTransformerEncoder, encoder_identity, max_tokens, model_folder
 from headrace.errors import Misconfigured
-from headrace.stores import MilvusStore, OpenSearchManifestStore, OpenSearchTextStore
+from headrace.stores.manifests import OpenSearchManifestStore
+from headrace.stores.milvus import MilvusStore
+from headrace.stores.opensearch import OpenSearchTextStore
 
 
 def build_tokenizer(settings: Settings) -> tuple[TokenCounter, int]:

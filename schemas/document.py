@@ -62,5 +62,5 @@ def read_document(value: bytes | None) -> Document | Deletion:
     """Read the value of a record of `documents.raw` or `documents.urgent`; raises as `decode` does."""
     if value is None:
         return Deletion()
-    message_type: type[Document] | type[Deletion] = Document if decode(value, _Operation).op == "upsert" else Deletion
+    message_type: type[Document | Deletion] = Document if decode(value, _Operation).op == "upsert" else Deletion
     return decode(value, message_type)

@@ -55,10 +55,17 @@ class Deployment:
     def run(self, *arguments: str, stdin: bytes = b"", timeout: float = 180) -> subprocess.CompletedProcess[bytes]:
         """The `headrace` command, as a user of this deployment would run it."""
         return subprocess.run(
-            self.command(*arguments), env=self.environment, input=stdin, capture_output=True, timeout=timeout, check=False
+            self.command(*arguments),
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
         )
 
-    def start(self, stage: str, *, name: str | None = None, environment: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
+    def start(
+        self, stage: str, *, name: str | None = None, environment: Mapping[str, str] = {}
+    ) -> subprocess.Popen[bytes]:
         """One worker. It listens at `port_of(stage)` unless the environment says otherwise."""
         with (self.logs / f"{name or stage}.log").open("ab") as log:
             worker = subprocess.Popen(

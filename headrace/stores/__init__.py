@@ -1,10 +1,10 @@
-"""The stores: vectors in Milvus, text and manifests in OpenSearch, behind three small ports."""
+"""The stores behind three small ports: vectors in Milvus (`milvus`), text (`opensearch`) and manifests (`manifests`) in OpenSearch.
+
+The adapters are imported from their modules, since their clients take two seconds to import.
+"""
 
 from headrace.stores.filters import Filters, parse_filters
 from headrace.stores.limits import check_attributes
-from headrace.stores.manifests import OpenSearchManifestStore
-from headrace.stores.milvus import MilvusStore
-from headrace.stores.opensearch import OpenSearchTextStore
 from headrace.stores.ports import (
     Candidate,
     ManifestCount,
@@ -23,9 +23,6 @@ __all__ = [
     "Filters",
     "ManifestCount",
     "ManifestStore",
-    "MilvusStore",
-    "OpenSearchManifestStore",
-    "OpenSearchTextStore",
     "StoreCount",
     "StoreSettings",
     "Stored",

@@ -30,8 +30,12 @@ class App:
         self.producer = Producer({"bootstrap.servers": self.bootstrap, "message.max.bytes": 10_485_760 + 10_000})
         for topic in ("documents.events", "documents.dead", "replies"):
             reader = Consumer(
-                {"bootstrap.servers": self.bootstrap, "group.id": uuid.uuid4().hex, "enable.auto.commit": False,
-                 "fetch.message.max.bytes": 20_000_000}
+                {
+                    "bootstrap.servers": self.bootstrap,
+                    "group.id": uuid.uuid4().hex,
+                    "enable.auto.commit": False,
+                    "fetch.message.max.bytes": 20_000_000,
+                }
             )
             name = self.prefix + topic
             partitions = reader.list_topics(name, timeout=10).topics[name].partitions
@@ -55,7 +59,11 @@ class App:
         raw = json.dumps(value).encode() if isinstance(value, dict) else value
         confirmed: list[Any] = []
         self.producer.produce(
-            self.prefix + topic, raw, key, headers=headers or [], timestamp=timestamp,
+            self.prefix + topic,
+            raw,
+            key,
+            headers=headers or [],
+            timestamp=timestamp,
             on_delivery=lambda error, message: confirmed.append((error, message)),
         )
         assert self.producer.flush(30) == 0
@@ -104,7 +112,9 @@ class App:
         correlation = uuid.uuid4().bytes
         own = [("kafka_correlationId", correlation), ("kafka_replyTopic", (self.prefix + "replies").encode())]
         self.send(key, query, topic="queries", headers=[*own, *(headers or [])])
-        message = self.read("replies", lambda reply: dict(reply.headers() or []).get("kafka_correlationId") == correlation)
+        message = self.read(
+            "replies", lambda reply: dict(reply.headers() or []).get("kafka_correlationId") == correlation
+        )
         return json.loads(message.value()), dict(message.headers()), message
 
     def partition(self, number: int) -> bytes:

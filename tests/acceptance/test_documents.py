@@ -31,8 +31,17 @@ def hits(app: App, text: str, key: str, **query: object) -> list[dict[str, objec
 
 def test_a_document_is_found_as_soon_as_its_event_says_indexed(app: App) -> None:
     key = new_key()
-    sent = app.send(key, {"text": HERONS, "title": "Herons", "source": "https://example.org/herons", "tags": ["bird"],
-                          "metadata": {"year": 2020, "peer reviewed": True}, "source_confidence": 0.75})
+    sent = app.send(
+        key,
+        {
+            "text": HERONS,
+            "title": "Herons",
+            "source": "https://example.org/herons",
+            "tags": ["bird"],
+            "metadata": {"year": 2020, "peer reviewed": True},
+            "source_confidence": 0.75,
+        },
+    )
     event = app.event(key)
     assert (event["status"], event["version"], event["chunks"], event["stage"]) == ("indexed", sent, 1, "commit")
     [hit] = hits(app, "How do herons hunt?", key)
@@ -181,9 +190,19 @@ UNREADABLE = [
     ("a long doc_id", "default/" + "x" * 513, b'{"text": "x"}', "bad_key"),
     ("another doc_id than the key's", "default/x", b'{"text": "x", "doc_id": "y"}', "key_mismatch"),
     ("another tenant than the key's", "default/x", b'{"text": "x", "tenant": "y"}', "key_mismatch"),
-    ("chunks that the encoder can't read", "default/x", b'{"text": "x", "chunking": {"max_tokens": 100000}}', "bad_chunking"),
+    (
+        "chunks that the encoder can't read",
+        "default/x",
+        b'{"text": "x", "chunking": {"max_tokens": 100000}}',
+        "bad_chunking",
+    ),
     ("too many tags", "default/x", json.dumps({"text": "x", "tags": ["t"] * 1001}).encode(), "attributes_too_large"),
-    ("a time that no calendar has", "default/x", b'{"text": "x", "created_at": "0001-01-01T00:00:00+02:00"}', "bad_document"),
+    (
+        "a time that no calendar has",
+        "default/x",
+        b'{"text": "x", "created_at": "0001-01-01T00:00:00+02:00"}',
+        "bad_document",
+    ),
 ]
 
 
@@ -204,7 +223,10 @@ def test_what_cannot_be_read_is_dead_byte_for_byte_and_the_rest_goes_on(
     assert (found["headrace.error.stage"], found["headrace.error.attempts"]) == (b"chunk", b"1")
     assert found["__connect.errors.topic"] == pipeline.topic("documents.raw").encode()
     assert found["kafka_dlt-original-topic"] == found["__connect.errors.topic"]
-    assert str(struct.unpack(">i", found["kafka_dlt-original-partition"])[0]).encode() == found["__connect.errors.partition"]
+    assert (
+        str(struct.unpack(">i", found["kafka_dlt-original-partition"])[0]).encode()
+        == found["__connect.errors.partition"]
+    )
     assert str(struct.unpack(">q", found["kafka_dlt-original-offset"])[0]).encode() == found["__connect.errors.offset"]
     for name in ("headrace.error.message", "__connect.errors.exception.message", "kafka_dlt-exception-message"):
         assert found[name]

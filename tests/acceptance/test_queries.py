@@ -19,8 +19,13 @@ TEXTS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def library(app: App) -> None:
-    sent = {doc_id: app.send(f"{TENANT}/{doc_id}", {"text": text, "title": doc_id.title(), "tags": [doc_id, "all"],
-                                                    "metadata": {"length": len(text)}}) for doc_id, text in TEXTS.items()}
+    sent = {
+        doc_id: app.send(
+            f"{TENANT}/{doc_id}",
+            {"text": text, "title": doc_id.title(), "tags": [doc_id, "all"], "metadata": {"length": len(text)}},
+        )
+        for doc_id, text in TEXTS.items()
+    }
     for doc_id, version in sent.items():
         assert app.event(f"{TENANT}/{doc_id}", version)["status"] in {"indexed", "unchanged"}
 
@@ -101,18 +106,24 @@ def test_a_query_past_its_deadline_is_not_worked_on(app: App) -> None:
 
 def test_smallrye_headers_are_understood_and_mirrored(app: App) -> None:
     correlation = uuid.uuid4().bytes
-    headers = [("REPLY_CORRELATION_ID", correlation), ("REPLY_TOPIC", (app.prefix + "replies").encode()),
-               ("REPLY_PARTITION", app.partition(2))]
+    headers = [
+        ("REPLY_CORRELATION_ID", correlation),
+        ("REPLY_TOPIC", (app.prefix + "replies").encode()),
+        ("REPLY_PARTITION", app.partition(2)),
+    ]
     app.send(b"key", {"query": "yeast", "tenant": TENANT}, topic="queries", headers=headers)
-    reply = app.read("replies", lambda message: dict(message.headers() or []).get("REPLY_CORRELATION_ID") == correlation)
+    reply = app.read(
+        "replies", lambda message: dict(message.headers() or []).get("REPLY_CORRELATION_ID") == correlation
+    )
     assert (reply.partition(), reply.key()) == (2, b"key")
     assert "kafka_correlationId" not in dict(reply.headers())
 
 
 def test_the_reply_partition_is_honoured(app: App) -> None:
     for partition in (0, 3):
-        _, _, message = app.reply({"query": "yeast", "tenant": TENANT},
-                                  headers=[("kafka_replyPartition", app.partition(partition))])
+        _, _, message = app.reply(
+            {"query": "yeast", "tenant": TENANT}, headers=[("kafka_replyPartition", app.partition(partition))]
+        )
         assert message.partition() == partition
 
 

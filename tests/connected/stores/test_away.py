@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from headrace.errors import HeadraceError, Transient
-from headrace.stores import Filters, MilvusStore, OpenSearchManifestStore, OpenSearchTextStore, StoreSettings
+from headrace.stores import Filters, StoreSettings
+from headrace.stores.manifests import OpenSearchManifestStore
+from headrace.stores.milvus import MilvusStore
+from headrace.stores.opensearch import OpenSearchTextStore
 from schemas import EncoderIdentity, Key
 
 ENCODER = EncoderIdentity(name="test/four-dimensions", dimension=4, normalised=True)

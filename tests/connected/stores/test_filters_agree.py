@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace.stores import (
-    Filters,
-    MilvusStore,
-    OpenSearchTextStore,
-    StoreSettings,
-    TextRow,
-    VectorRow,
-    parse_filters,
-)
+from headrace.stores import Filters, StoreSettings, TextRow, VectorRow, parse_filters
+from headrace.stores.milvus import MilvusStore
+from headrace.stores.opensearch import OpenSearchTextStore
 from schemas import Attributes, EncoderIdentity
 
 ENCODER = EncoderIdentity(name="test/four-dimensions", dimension=4, normalised=True)

@@ -15,9 +15,6 @@ from headrace.errors import Misconfigured, Transient
 from headrace.stores import (
     Filters,
     ManifestStore,
-    MilvusStore,
-    OpenSearchManifestStore,
-    OpenSearchTextStore,
     Stored,
     StoreSettings,
     TextRow,
@@ -26,7 +23,9 @@ from headrace.stores import (
     VectorStore,
     parse_filters,
 )
-from headrace.stores.milvus import collection_name
+from headrace.stores.manifests import OpenSearchManifestStore
+from headrace.stores.milvus import MilvusStore, collection_name
+from headrace.stores.opensearch import OpenSearchTextStore
 from schemas import Attributes, EncoderIdentity, Intake, Key, Live, Manifest, Revision
 from tests.fakes.stores import FakeManifestStore, FakeTextStore, FakeVectorStore
 
