@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from contract_examples import EXAMPLES
+from tests.unit.contract.contract_examples import EXAMPLES
 
 from schemas import Manifest, decode, encode
 from schemas.document import Deletion, Document, read_document

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import msgspec
 import pytest
-from contract_examples import EXAMPLES
+from tests.unit.contract.contract_examples import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 
