@@ -110,6 +110,8 @@ class CachedPartitions:
 
 
 def run(stage: str, settings: Settings) -> int:
-    """Run one stage in this process until it is told to stop; the exit code. Raises Misconfigured before anything is consumed."""
+    """Run one stage in this process until it is told to stop; the exit code.
+    Raises Misconfigured before anything is consumed.
+    """
     telemetry.configure_logging(settings.log.level, settings.log.format)
     return Worker(build_stage(stage, settings), settings.kafka, settings.worker).run()

@@ -1,8 +1,9 @@
-"""documents.raw, documents.urgent -> documents.chunks, documents.chunks.urgent: reads a document, lets its version in, cuts it.
+"""documents.raw, documents.urgent -> documents.chunks, documents.chunks.urgent: reads a document, lets its version in,
+cuts it.
 
-Key: tenant/doc_id, all along. A replay is harmless: the same record gives the same revision, the same chunks and the same ids, and
-its version is noted in the manifest once. Poison: what can't be read, a key of another form, descriptions that are too large,
-a chunking that the encoder can't read.
+Key: tenant/doc_id, all along. A replay is harmless: the same record gives the same revision, the same chunks and the
+same ids, and its version is noted in the manifest once. Poison: what can't be read, a key of another form, descriptions
+that are too large, a chunking that the encoder can't read.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from schemas import (
     encode,
     parse_key,
 )
+from schemas.batches import pack_chunks
 from schemas.document import Deletion, read_document
 from topics import RECORD_MAX_BYTES, Lane
 
@@ -170,7 +172,9 @@ def _attributes(document: Document | Deletion, record: Record) -> Attributes:
 
 
 def _readable(chunking: Chunking) -> Chunking:
-    """A document that asks for small chunks and says nothing of their overlap gets one that leaves room for new text."""
+    """A document that asks for small chunks and says nothing of their overlap
+    gets one that leaves room for new text.
+    """
     if chunking.overlap_tokens < chunking.max_tokens // 2:
         return chunking
     return msgspec.structs.replace(chunking, overlap_tokens=chunking.max_tokens // 4)
@@ -180,7 +184,7 @@ def _batches(incoming: Incoming, chunks: Chunks, lane: Lane) -> Iterator[Outgoin
     topic = "documents.chunks.urgent" if lane == "urgent" else "documents.chunks"
     first = 0
     # A deletion, and a document without text, travels as one batch without chunks.
-    for group in chunks.groups(CHUNKS_ROOM_BYTES) if len(chunks) else ([],):
+    for group in pack_chunks(chunks, room=CHUNKS_ROOM_BYTES) if len(chunks) else ([],):
         batch = ChunkBatch(
             tenant=incoming.key.tenant,
             doc_id=incoming.key.doc_id,

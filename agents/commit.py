@@ -1,8 +1,9 @@
-"""documents.stored -> the manifests, then documents.events: makes a version live when both stores hold it, and sweeps what it replaced.
+"""documents.stored -> the manifests, then documents.events: makes a version live when both stores hold it, and sweeps
+what it replaced.
 
-Key: tenant/doc_id, so one document's receipts come on one partition. A replay is harmless: a receipt that was counted counts once,
-and one of the live version sweeps and tells again what a worker that died may have left undone. Poison: a receipt that
-can't be read. The order is: make its rows searchable, flip the manifest, sweep, send the events, ack.
+Key: tenant/doc_id, so one document's receipts come on one partition. A replay is harmless: a receipt that was counted
+counts once, and one of the live version sweeps and tells again what a worker that died may have left undone. Poison: a
+receipt that can't be read. The order is: make its rows searchable, flip the manifest, sweep, send the events, ack.
 """
 
 import asyncio
@@ -67,7 +68,9 @@ class Committer:
         return received
 
     def _make_searchable(self, received: dict[Key, Received]) -> None:
-        """Stores confirm a row before searches find it (1 to 2 s); a version is live only from then on, or it would be gone meanwhile."""
+        """Stores confirm a row before searches find it (1 to 2 s);
+        a version is live only from then on, or it would be gone meanwhile.
+        """
         samples: dict[str, list[str]] = defaultdict(list)
         for key, outcome in received.items():
             if outcome.became_live is not None:

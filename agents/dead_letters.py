@@ -1,4 +1,6 @@
-"""What a dead letter's headers say, in the contract's words and in those that Kafka Connect's and Spring's tools read."""
+"""What a dead letter's headers say, in the contract's words and in those that
+Kafka Connect's and Spring's tools read.
+"""
 
 import struct
 from collections.abc import Sequence
@@ -17,7 +19,8 @@ def dead_letter_headers(
 ) -> list[tuple[str, bytes]]:
     """The original's headers and, after them, why it is here and where it was.
 
-    Those of an earlier burial of the same record are replaced, so a letter that dies again after a replay says so of its last try.
+    Those of an earlier burial of the same record are replaced, so a letter that dies again after a replay says so of
+    its last try.
     """
     message = str(poison)[:MESSAGE_MAX_CHARACTERS].encode()
     name = f"{type(poison).__module__}.{type(poison).__qualname__}".encode()

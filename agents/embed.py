@@ -1,7 +1,7 @@
 """documents.chunks(.urgent) -> documents.embeddings(.urgent): adds the vectors.
 
-Key: tenant/doc_id. A replay is harmless: the same chunks keep their ids, so their rows are overwritten. Poison: a batch that can't
-be read.
+Key: tenant/doc_id. A replay is harmless: the same chunks keep their ids, so their rows are overwritten. Poison: a batch
+that can't be read.
 """
 
 import asyncio

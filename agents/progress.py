@@ -6,8 +6,8 @@ from collections import deque
 class PartitionProgress:
     """The messages of one assigned partition that are in the worker's hands.
 
-    Only what was delivered counts: gaps in the offsets (compaction, transaction markers) hold nothing up. The position that may be
-    committed never passes a delivered message that isn't acked.
+    Only what was delivered counts: gaps in the offsets (compaction, transaction markers) hold nothing up. The position
+    that may be committed never passes a delivered message that isn't acked.
     """
 
     def __init__(self) -> None:
@@ -24,12 +24,16 @@ class PartitionProgress:
         self.held_bytes += size
 
     def ack(self, offset: int) -> None:
-        """Idempotent. An ack for what was not delivered here (of an assignment before this one) frees nothing, but counts: the work is done."""
+        """Idempotent. An ack for what was not delivered here (of an assignment before this one) frees nothing,
+        but counts: the work is done.
+        """
         self._acked.add(offset)
         self.held_bytes -= self._sizes.pop(offset, 0)
 
     def committable(self) -> int | None:
-        """The offset to commit, one past the last message of the acked head; None before the first. It never goes back."""
+        """The offset to commit, one past the last message of the acked head;
+        None before the first. It never goes back.
+        """
         while self._delivered and self._delivered[0] in self._acked:
             offset = self._delivered.popleft()
             self._acked.discard(offset)

@@ -1,7 +1,7 @@
 """queries -> replies: searches, answers, and says why where it can't.
 
-Key: the request's. A replay is harmless: it reads only, and a second reply has the same correlation. Nothing is poison: what can't be read
-gets an error reply, and one that no reply could reach is counted and logged.
+Key: the request's. A replay is harmless: it reads only, and a second reply has the same correlation. Nothing is poison:
+what can't be read gets an error reply, and one that no reply could reach is counted and logged.
 """
 
 import asyncio
@@ -121,11 +121,14 @@ class QueryAnswerer:
 
     async def _answers(self, requests: Sequence[Request]) -> list[Answer]:
         answers = [self._refusal(request) for request in requests]
-        queries = {place: request.query for place, request in enumerate(requests) if answers[place] is None}
-        asked = [query for query in queries.values() if query is not None]
-        found = dict(zip(queries, await self.retriever.search_many(asked) if asked else [], strict=True))
-        finished = await asyncio.gather(*(self._answer(requests[place], outcome) for place, outcome in found.items()))
-        for place, answer in zip(found, finished, strict=True):
+        asked = {
+            place: request.query
+            for place, request in enumerate(requests)
+            if request.query is not None and answers[place] is None
+        }
+        found = await self.retriever.search_many([*asked.values()]) if asked else []
+        finished = await asyncio.gather(*map(self._answer, asked.values(), found))
+        for place, answer in zip(asked, finished, strict=True):
             answers[place] = answer
         return [answer for answer in answers if answer is not None]
 
@@ -139,9 +142,7 @@ class QueryAnswerer:
             return Answer(request_id=request_id, error=late)
         return None
 
-    async def _answer(self, request: Request, found: Found | Exception) -> Answer:
-        query = request.query
-        assert query is not None
+    async def _answer(self, query: Query, found: Found | Exception) -> Answer:
         if isinstance(found, ValueError):
             return Answer(request_id=query.request_id, error=_bad_request(str(found)))
         if isinstance(found, Transient):
@@ -160,7 +161,9 @@ class QueryAnswerer:
         )
 
     def _reply_to(self, record: Record) -> tuple[ReplyTo, AnswerError | None]:
-        """Where the reply goes. A reply topic that is refused is answered on the default one, so that somebody learns why."""
+        """Where the reply goes. A reply topic that is refused is answered on the default one,
+        so that somebody learns why.
+        """
         headers = dict(record.headers)
         correlation: list[tuple[str, bytes]] = []
         topic, partition = self.names.topic("replies"), None

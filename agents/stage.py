@@ -1,24 +1,25 @@
 """The life cycle of a message, the same in every stage: decode -> work -> write -> wait until it is confirmed -> ack.
 
-A stage gives two functions, `decode` and `work`, and no stage decides a message's fate: the class of what they raise does
-(`headrace/errors.py`).
+A stage gives two functions, `decode` and `work`, and no stage decides a message's fate: the class of what they raise
+does (`headrace/errors.py`).
 
     Poison         -> documents.dead and documents.events, confirmed, then ack; the messages beside it go on
-    Transient      -> the same batch again, with backoff and jitter, as long as it takes; nothing is acked, no partition is lost
+    Transient      -> the same batch again, with backoff and jitter, as long as it takes; nothing is acked and no
+                      partition is lost
     Misconfigured  -> the worker ends
     anything else  -> a bug: the worker ends, unacked; a record that brings it down three times in a row is Poison
 
-A worker may die between any two steps: what it had in hand is unacked, so it is read again, and every write is one that a replay
-overwrites with the same.
+A worker may die between any two steps: what it had in hand is unacked, so it is read again, and every write is one that
+a replay overwrites with the same.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 import structlog
@@ -64,7 +65,9 @@ class Item(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Outgoing:
-    """A record to write. `topic` is a name of the topic table; `timestamp` is Unix milliseconds (None: the time of sending)."""
+    """A record to write. `topic` is a name of the topic table;
+    `timestamp` is Unix milliseconds (None: the time of sending).
+    """
 
     topic: str
     key: bytes | None
@@ -77,10 +80,11 @@ class Outgoing:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Generic[T]):
-    """What a stage is, beside its name: a pure `decode`, and `work` on a batch, which returns when its own writes are confirmed.
+    """What a stage is, beside its name: a pure `decode`, and `work` on a batch, which returns when its own writes are
+    confirmed.
 
-    `decode` raises Poison for what can't be read. `work` gets messages in the order they came, of one lane, and may be called again
-    with the same ones or a part of them.
+    `decode` raises Poison for what can't be read. `work` gets messages in the order they came, of one lane, and may be
+    called again with the same ones or a part of them.
     """
 
     name: str
@@ -101,7 +105,9 @@ class Wire(Protocol):
     async def commit(self) -> None: ...
 
     async def note_attempt(self, record: Record) -> int:
-        """Count, in the group's committed offset, that this record brought the worker down; return how often it has by now."""
+        """Count, in the group's committed offset, that this record brought the worker down;
+        return how often it has by now.
+        """
 
 
 class Source(Protocol):
@@ -140,7 +146,8 @@ class StageRunner(Generic[T]):
     async def run_lane(self, lane: Lane, source: Source) -> None:
         """Take, process and ack batch after batch, until cancelled or broken.
 
-        One batch of the stage is worked on at a time, and one of the bulk lane only when the urgent lane has nothing in hand.
+        One batch of the stage is worked on at a time, and one of the bulk lane only when the urgent lane has nothing in
+        hand.
         """
         urgent = lane == LANES[0]
         while True:
@@ -183,7 +190,9 @@ class StageRunner(Generic[T]):
         return events
 
     async def _process(self, batch: Sequence[tuple[Any, Record]]) -> None:
-        """Everything of a batch is confirmed and acked when this returns, in order, up to the record that broke it if one did."""
+        """Everything of a batch is confirmed and acked when this returns, in order,
+        up to the record that broke it if one did.
+        """
         name = self.stage.name
         outgoing: list[Outgoing] = []
         items: list[Item[T]] = []
@@ -270,8 +279,7 @@ class StageRunner(Generic[T]):
                 self.waiting = None
 
     def _note_wait(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
-        assert isinstance(error, Transient)
+        error = cast(Transient, state.outcome and state.outcome.exception())  # nothing else is retried
         since = self.waiting.since if self.waiting is not None else time.monotonic()
         self.waiting = Waiting(error.service, str(error), since)
         telemetry.RETRIES.labels(self.stage.name, error.service).inc()
@@ -371,17 +379,13 @@ class _VersionOnly(msgspec.Struct):
 def _failed(record: Record, stage: str, poison: Poison) -> DocumentEvent:
     """The event of a dead letter, with what can still be known of the document."""
     tenant = doc_id = None
-    try:
+    with suppress(ValueError):  # The key itself may be what can't be read: the event says so by leaving it out.
         tenant, doc_id = parse_key(record.key)
-    except ValueError:
-        pass  # The key itself is what can't be read: the event says so by leaving it out.
     version: int | None = record.timestamp
-    try:
+    with suppress(msgspec.DecodeError):  # Likewise the value: its version is then the record's timestamp.
         found = decode(record.value or b"{}", _VersionOnly)
         named = found.revision.version if found.revision is not None else found.version
         version = record.timestamp if named is None else named
-    except msgspec.DecodeError:
-        pass  # Likewise the value: its version is then the record's timestamp, as for any without one.
     return DocumentEvent(
         status="failed",
         stage=stage,
@@ -413,7 +417,9 @@ def _timed(stage: str, step: str) -> Iterator[None]:
 
 
 def check_size(outgoing: Outgoing) -> None:
-    """Raise Poison if the broker would refuse this record: an idempotent producer is dead for good after such a refusal."""
+    """Raise Poison if the broker would refuse this record:
+    an idempotent producer is dead for good after such a refusal.
+    """
     limit = BY_NAME[outgoing.topic].max_bytes if outgoing.topic in BY_NAME else BY_NAME["replies"].max_bytes
     size = RECORD_OVERHEAD_BYTES + len(outgoing.key or b"") + len(outgoing.value or b"")
     size += sum(len(name) + len(value or b"") + 10 for name, value in outgoing.headers)

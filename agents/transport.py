@@ -1,13 +1,15 @@
 """Faust's Kafka transport, made at-least-once.
 
-Faust 0.15.3 loses or doubles messages at the places that are overridden here; `docs/decisions/0001-faust-hardened-transport.md` has the
-measurements. The seams are private, so faust-streaming and aiokafka are pinned and a test fails when a pin moves.
+Faust 0.15.3 loses or doubles messages at the places that are overridden here;
+`docs/decisions/0001-faust-hardened-transport.md` has the measurements. The seams are private, so faust-streaming and
+aiokafka are pinned and a test fails when a pin moves.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,7 +26,8 @@ log = logging.getLogger(__name__)
 FETCH_MAX_BYTES = 16_000_000
 """Of one answer of the broker, all partitions together (but one record always comes, whatever its size)."""
 BUFFERED_MESSAGES = 4096
-"""Held of one lane at most, on top of the bound in bytes: a small record costs Python about 2 kB however small it is."""
+"""Held of one lane at most, on top of the bound in bytes:
+a small record costs Python about 2 kB however small it is."""
 COMMIT_BEFORE_REVOKE_S = 5.0
 
 
@@ -52,8 +55,8 @@ class Consumer(driver.Consumer):
     def _new_consumer_thread(self) -> "ConsumerThread":
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
-    # -- The commit position: never past a delivered message that isn't acked, never held up by a gap. Faust's own steps over
-    #    a missing offset (losing what is in work there), and stops for ever at a transaction's marker.
+    # -- The commit position: never past a delivered message that isn't acked, never held up by a gap. Faust's own steps
+    #    over a missing offset (losing what is in work there), and stops for ever at a transaction's marker.
 
     def _to_message(self, tp: TP, record: Any) -> Any:
         message = super()._to_message(tp, record)
@@ -102,7 +105,9 @@ class Consumer(driver.Consumer):
         self._room.set()
 
     async def wait_empty(self) -> None:
-        """Wait for what the stage has in hand, but not longer than `drain_timeout_s`: Faust waits for ever, past any grace period."""
+        """Wait for what the stage has in hand, but not longer than `drain_timeout_s`:
+        Faust waits for ever, past any grace period.
+        """
         delivery = self.app.delivery
         deadline = time.monotonic() + delivery.drain_timeout_s
         while delivery.in_hand() and not self.should_stop:
@@ -112,8 +117,8 @@ class Consumer(driver.Consumer):
             await asyncio.sleep(0.02)
         await self.commit_and_end_transactions()
 
-    # -- Memory: Faust's buffer counts messages. Here a lane that holds its share of bytes isn't fetched from until some are
-    #    acked; the other lane goes on.
+    # -- Memory: Faust's buffer counts messages. Here a lane that holds its share of bytes isn't fetched from until some
+    #    are acked; the other lane goes on.
 
     def held(self, lane: Lane) -> tuple[int, int]:
         """Messages and bytes of a lane that were delivered and aren't acked."""
@@ -131,10 +136,8 @@ class Consumer(driver.Consumer):
         open_lanes = {lane for lane in lanes if self._has_room(lane)}
         if not open_lanes:
             self._room.clear()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._room.wait(), timeout)
-            except TimeoutError:
-                pass
             return {}
         if open_lanes != lanes:
             # Records of the open lane wake this call; room in the other one doesn't, so look again soon.
@@ -171,7 +174,9 @@ class Consumer(driver.Consumer):
         return lags
 
     def in_group(self) -> bool:
-        """Whether the broker counts this worker as a member: after Faust's "quiet" failures it doesn't, and the process lives on."""
+        """Whether the broker counts this worker as a member:
+        after Faust's "quiet" failures it doesn't, and the process lives on.
+        """
         consumer = self._thread._consumer
         return consumer is not None and consumer._coordinator.generation > 0 and not self.app.rebalancing
 
@@ -193,6 +198,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         # Faust has no setting for it; aiokafka's default of 50 MB is on top of every lane's bound.
         consumer._fetch_max_bytes = FETCH_MAX_BYTES
+        # A producer's aborted transaction was never sent.
+        consumer._isolation_level = "read_committed"
         return consumer
 
 

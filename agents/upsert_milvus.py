@@ -1,7 +1,8 @@
 """documents.embeddings(.urgent) -> Milvus, then documents.stored: stores the vectors.
 
-Key: tenant/doc_id. A replay is harmless: a row is overwritten by the same row, and a receipt that comes twice says nothing new. It
-only adds rows; `commit` alone takes them away. Poison: a batch that can't be read, vectors that don't fit their dimension.
+Key: tenant/doc_id. A replay is harmless: a row is overwritten by the same row, and a receipt that comes twice says
+nothing new. It only adds rows; `commit` alone takes them away. Poison: a batch that can't be read, vectors that don't
+fit their dimension.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """documents.embeddings(.urgent) -> OpenSearch, then documents.stored: stores the texts.
 
-Key: tenant/doc_id. A replay is harmless: a row is overwritten by the same row, and a receipt that comes twice says nothing new. It
-only adds rows; `commit` alone takes them away. Poison: a batch that can't be read.
+Key: tenant/doc_id. A replay is harmless: a row is overwritten by the same row, and a receipt that comes twice says
+nothing new. It only adds rows; `commit` alone takes them away. Poison: a batch that can't be read.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
-"""The one place of all settings: defaults, then a TOML file, then the environment; unknown or impossible ones are refused.
+"""The one place of all settings: defaults, then a TOML file, then the environment; unknown or impossible ones are
+refused.
 
-`HEADRACE_KAFKA__BOOTSTRAP_SERVERS=broker:9092` in the environment is `bootstrap_servers = "broker:9092"` under `[kafka]` in
-`headrace.toml` (or in the file that `HEADRACE_CONFIG` names).
+`HEADRACE_KAFKA__BOOTSTRAP_SERVERS=broker:9092` in the environment is `bootstrap_servers = "broker:9092"` under
+`[kafka]` in `headrace.toml` (or in the file that `HEADRACE_CONFIG` names).
 """
 
 import os
@@ -21,6 +22,8 @@ from headrace.stores.settings import StoreSettings
 from topics import Names
 
 ENV_PREFIX = "HEADRACE_"
+SYSLOG_WARNING = 4
+"""librdkafka tells of its own housekeeping at the level above."""
 CONFIG_VARIABLE = "HEADRACE_CONFIG"
 DEFAULT_FILE = "headrace.toml"
 Prefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")]
@@ -49,6 +52,7 @@ class KafkaSettings(BaseModel):
         config: dict[str, Any] = {
             "bootstrap.servers": self.bootstrap_servers,
             "security.protocol": self.security_protocol,
+            "log_level": SYSLOG_WARNING,
         }
         if self.security_protocol.startswith("SASL"):
             config["sasl.mechanism"] = self.sasl_mechanism
@@ -122,6 +126,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings  # A setting has three places, and no more.
         file = TomlConfigSettingsSource(settings_cls, _config_file(os.environ))
         return init_settings, env_settings, file
 

@@ -1,4 +1,6 @@
-"""One connection pool to OpenSearch. What comes back is decoded to types; what goes wrong becomes one of our errors here."""
+"""One connection pool to OpenSearch. What comes back is decoded to types;
+what goes wrong becomes one of our errors here.
+"""
 
 import logging
 import threading
@@ -101,7 +103,7 @@ def translate(error: Exception) -> Exception:
     if isinstance(error, opensearchpy.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return Misconfigured(f"opensearch: its certificate can't be verified; set stores.opensearch.ca_certs ({error})")
     if isinstance(error, opensearchpy.ConnectionError):
-        return Transient(SERVICE, str(error))
+        return Transient(SERVICE, f"no answer ({error.error})")
     if isinstance(error, opensearchpy.TransportError):
         types = {str(error.error), *_cause_types(error.info)}
         meaning = classify(error.status_code, types, str(error))
