@@ -1,14 +1,14 @@
 """queries -> replies: searches, answers, and says why where it can't.
 
 Key: the request's. A replay is harmless: it reads only, and a second reply has the same correlation. Nothing is poison:
-what can't be read gets an error reply, and one that no reply could reach is counted and logged.
+what can't be read gets an error reply, also one whose reply address can't be used.
 """
 
 import asyncio
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import uuid4
 
@@ -52,12 +52,16 @@ class ReplyTopics(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyTo:
-    """Where the reply goes and what it must carry. `topic` is a name of the topic table or begins with `replies.`."""
+    """Where the reply goes and what it must carry.
+
+    `topic` is without the deployment's prefix; `refused` says why it can't be used.
+    """
 
     topic: str
     key: bytes | None
     partition: int | None
     correlation: tuple[tuple[str, bytes], ...]
+    refused: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,31 +91,25 @@ class QueryAnswerer:
             batch_messages=BATCH_QUERIES,
             batch_bytes=batch_bytes,
             linger_s=LINGER_S,
+            tells_producers=False,
         )
 
     def decode(self, record: Record) -> Request:
-        reply_to, refused = self._reply_to(record)
-        if refused is not None:
-            return Request(reply_to=reply_to, error=refused)
+        reply_to = self._reply_to(record)
         try:
             query = decode(record.value or b"", Query)
             check_tenant(query.tenant)
+            return Request(reply_to=reply_to, query=query, deadline=_deadline(record))
         except (msgspec.DecodeError, ValueError) as exc:
             return Request(reply_to=reply_to, error=_bad_request(str(exc)))
-        try:
-            deadline = _deadline(record)
-        except ValueError:
-            return Request(
-                reply_to=reply_to, error=_bad_request(f"{DEADLINE_HEADER} must be Unix milliseconds, as digits")
-            )
-        return Request(reply_to=reply_to, query=query, deadline=deadline)
 
     async def work(self, batch: Sequence[Item[Request]]) -> list[Outgoing]:
         started = time.perf_counter()
-        answers = await self._answers([item.message for item in batch])
+        requests = await asyncio.to_thread(lambda: [self._addressed(item.message) for item in batch])
+        answers = await self._answers(requests)
         replies: list[Outgoing] = []
-        for item, answer in zip(batch, answers, strict=True):
-            replies.extend(_replies(item.message, answer))
+        for request, answer in zip(requests, answers, strict=True):
+            replies.extend(_replies(request, answer))
             telemetry.SEARCH_LATENCY_MS.observe((time.perf_counter() - started) * 1000)
             if answer.error is not None:
                 telemetry.ANSWER_ERRORS.labels(answer.error.code).inc()
@@ -160,14 +158,12 @@ class QueryAnswerer:
             request_id=query.request_id, hits=found.hits, answer=text, degraded=found.degraded, timings_ms=timings
         )
 
-    def _reply_to(self, record: Record) -> tuple[ReplyTo, AnswerError | None]:
-        """Where the reply goes. A reply topic that is refused is answered on the default one,
-        so that somebody learns why.
-        """
-        headers = dict(record.headers)
+    def _reply_to(self, record: Record) -> ReplyTo:
+        """Where the reply goes, as the headers say."""
+        headers = {name: value for name, value in record.headers if value is not None}
+        default = self.names.topic("replies")
         correlation: list[tuple[str, bytes]] = []
-        topic, partition = self.names.topic("replies"), None
-        refused: str | None = None
+        topic, partition, refused = default, None, None
         for correlation_id, reply_topic, reply_partition in HEADER_SETS:
             if correlation_id in headers:
                 correlation.append((correlation_id, headers[correlation_id]))
@@ -178,26 +174,47 @@ class QueryAnswerer:
                     [partition] = struct.unpack(">i", headers[reply_partition])
                 except struct.error:
                     refused = f"{reply_partition} must be a 4-byte big-endian integer"
-        default = self.names.topic("replies")
         if topic != default and not topic.startswith(default + "."):
             refused = f"the reply topic must be {default} or start with {default}."
-        elif refused is None:
-            partitions = self.partitions_of(topic)
-            if partitions is None:
-                refused = f"there is no topic {topic}"
-            elif partition is not None and not 0 <= partition < partitions:
-                refused = f"{topic} has no partition {partition}"
-        if refused is not None:
-            log.warning("reply_address_refused", reason=refused)
-            topic, partition = default, None
-        name = topic[len(self.names.topic_prefix) :]
-        reply_to = ReplyTo(topic=name, key=record.key, partition=partition, correlation=tuple(correlation))
-        return reply_to, _bad_request(refused) if refused is not None else None
+        return ReplyTo(
+            topic=topic[len(self.names.topic_prefix) :],
+            key=record.key,
+            partition=partition,
+            correlation=tuple(correlation),
+            refused=refused,
+        )
+
+    def _addressed(self, request: Request) -> Request:
+        """The request as it is, if a reply can be sent where it says.
+
+        Else with an error for the default topic, so that somebody learns why.
+        A send to a topic or a partition that isn't there would hold up the stage.
+        """
+        reply_to = request.reply_to
+        refused = reply_to.refused or self._unreachable(self.names.topic(reply_to.topic), reply_to.partition)
+        if refused is None:
+            return request
+        log.warning("reply_address_refused", reason=refused)
+        default = replace(reply_to, topic="replies", partition=None)
+        return replace(request, reply_to=default, error=_bad_request(refused))
+
+    def _unreachable(self, topic: str, partition: int | None) -> str | None:
+        partitions = self.partitions_of(topic)
+        if partitions is None:
+            return f"there is no topic {topic}"
+        if partition is not None and not 0 <= partition < partitions:
+            return f"{topic} has no partition {partition}"
+        return None
 
 
 def _deadline(record: Record) -> int | None:
+    """Raises ValueError when the header is not Unix milliseconds, as digits."""
     value = dict(record.headers).get(DEADLINE_HEADER)
-    return None if value is None else int(value)
+    if value is None:
+        return None
+    if not value.isdigit():
+        raise ValueError(f"{DEADLINE_HEADER} must be Unix milliseconds, as digits")
+    return int(value)
 
 
 def _bad_request(message: str) -> AnswerError:

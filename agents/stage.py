@@ -94,6 +94,8 @@ class Stage(Generic[T]):
     batch_bytes: int
     linger_s: float = 0.05
     """How long a batch that isn't full waits for more."""
+    tells_producers: bool = True
+    """Whether its records are versions of documents: a buried one is a `failed` event as well."""
 
 
 class Wire(Protocol):
@@ -333,20 +335,13 @@ class StageRunner(Generic[T]):
             partition=record.partition,
             offset=record.offset,
         )
-        return [
-            Outgoing(
-                topic="documents.dead",
-                key=record.key,
-                value=record.value,
-                headers=headers,
-                timestamp=record.timestamp,
-            ),
-            Outgoing(
-                topic="documents.events",
-                key=record.key,
-                value=encode(_failed(record, self.stage.name, poison)),
-            ),
-        ]
+        dead = Outgoing(
+            topic="documents.dead", key=record.key, value=record.value, headers=headers, timestamp=record.timestamp
+        )
+        if not self.stage.tells_producers:
+            return [dead]
+        event = encode(_failed(record, self.stage.name, poison))
+        return [dead, Outgoing(topic="documents.events", key=record.key, value=event)]
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,15 @@ def pack_vectors(vectors: npt.NDArray[np.floating[Any]]) -> str:
 
 
 def unpack_vectors(packed: str, dimension: int) -> npt.NDArray[np.float32]:
-    """The inverse of `pack_vectors`, float32 (n x dimension), read-only; raises ValueError when the size does not fit."""
+    """The inverse of `pack_vectors`, float32 (n x dimension), read-only;
+    raises ValueError when the size does not fit.
+    """
     return np.frombuffer(base64.b64decode(packed, validate=True), dtype="<f4").reshape(-1, dimension)
 
 
 def pack_chunks(chunks: Iterable[Chunk], *, room: int, each: int = 0) -> Iterator[list[Chunk]]:
-    """Group consecutive chunks into lists of up to 64 whose JSON, and `each` bytes beside every chunk, take up to `room` bytes.
+    """Group consecutive chunks into lists of up to 64 whose JSON, and `each` bytes beside every chunk, take up to
+    `room` bytes.
 
     A chunk that needs more than `room` stands alone.
     """

@@ -26,8 +26,8 @@ class Chunking(msgspec.Struct, frozen=True, kw_only=True):
 class Document(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a document.
 
-    `doc_id` and `tenant` come from the record's key; where they are given, they must agree with it. Without a
-    `version` the record's timestamp, then its offset, order the versions; without `created_at` it is the record's timestamp.
+    `doc_id` and `tenant` come from the record's key; where they are given, they must agree with it. Without a `version`
+    the record's timestamp, then its offset, order the versions; without `created_at` it is the record's timestamp.
     """
 
     text: str

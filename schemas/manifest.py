@@ -44,7 +44,9 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
-    """The version that queries see. `swept` is what it replaced: swept again if the worker died before it was confirmed."""
+    """The version that queries see. `swept` is what it replaced:
+    swept again if the worker died before it was confirmed.
+    """
 
     revision: Revision
     chunks: int

@@ -41,7 +41,9 @@ class HitScores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
-    """One passage of a live version. `start` and `end` are character offsets into the document's text as it was sent."""
+    """One passage of a live version. `start` and `end` are character offsets
+    into the document's text as it was sent.
+    """
 
     rank: int
     score: float
@@ -61,7 +63,9 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Citation(msgspec.Struct, frozen=True, kw_only=True):
-    """`marker` stands in the answer's text; `start` and `end` locate what it cites in the document's text as it was sent."""
+    """`marker` stands in the answer's text;
+    `start` and `end` locate what it cites in the document's text as it was sent.
+    """
 
     marker: str
     chunk_id: str

@@ -12,9 +12,9 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
     """One version of one document, chunked and encoded in one way.
 
-    `version` is what the producer named, or the record's timestamp in Unix milliseconds; `timestamp` (Unix ms) and `offset` are the
-    record's and break ties. `fingerprint` covers the text, what describes it, and the pipeline settings, so the same version
-    processed under other settings has rows of its own.
+    `version` is what the producer named, or the record's timestamp in Unix milliseconds; `timestamp` (Unix ms) and
+    `offset` are the record's and break ties. `fingerprint` covers the text, what describes it, and the pipeline
+    settings, so the same version processed under other settings has rows of its own.
     """
 
     version: int

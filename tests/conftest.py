@@ -15,6 +15,10 @@ from urllib.error import URLError
 from uuid import uuid4
 
 import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from opensearchpy import OpenSearch
+from pymilvus import MilvusClient
 
 from headrace.config import Settings, load_settings
 from headrace.localstack.stack import LocalStack
@@ -112,6 +116,26 @@ class Deployment:
                 worker.wait()
 
 
+    def drop(self) -> None:
+        """Stop the workers and take away what they left on the servers."""
+        self.stop()
+        kafka, stores = self.settings.kafka, self.settings.stores
+        admin = AdminClient(kafka.confluent())
+        ours = [name for name in admin.list_topics(timeout=10).topics if name.startswith(kafka.topic_prefix)]
+        for future in admin.delete_topics(ours).values() if ours else ():
+            with suppress(KafkaException):
+                future.result(30)
+        opensearch = OpenSearch(stores.opensearch.url)
+        if indexes := list(opensearch.indices.get(index=f"{stores.prefix}*")):
+            opensearch.indices.delete(index=",".join(indexes))
+        opensearch.close()
+        milvus = MilvusClient(stores.milvus.uri)
+        for name in milvus.list_collections():
+            if name.startswith(stores.prefix):
+                milvus.drop_collection(name)
+        milvus.close()
+
+
 def deploy(servers: Settings, folder: Path, **extra: str) -> Deployment:
     """Topics, groups and stores under names that nobody else has."""
     unique = f"t{uuid4().hex[:8]}"
@@ -156,12 +180,14 @@ def pipeline(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Ite
         deployment.start_all()
         yield deployment
     finally:
-        deployment.stop()
+        deployment.drop()
 
 
 @pytest.fixture
 def deployment(servers: Settings, tmp_path: Path) -> Iterator[Deployment]:
     """Topics and stores of one test alone, without workers."""
     made = deploy(servers, tmp_path)
-    yield made
-    made.stop()
+    try:
+        yield made
+    finally:
+        made.drop()

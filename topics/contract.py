@@ -57,9 +57,9 @@ def asyncapi() -> Json:
             "title": "headrace",
             "version": CONTRACT_VERSION,
             "description": (
-                "Documents in, cited answers out, over Kafka. Values are UTF-8 JSON. Ignore fields that you do not know: "
-                "a new field always has a default, and no field changes its type. Topics and consumer groups are named as "
-                "they are without a prefix of the deployment's own."
+                "Documents in, cited answers out, over Kafka. Values are UTF-8 JSON. Ignore fields that you do not "
+                "know: a new field always has a default, and no field changes its type. Topics and consumer groups are "
+                "named as they are without a prefix of the deployment's own."
             ),
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
@@ -74,7 +74,9 @@ def asyncapi() -> Json:
 
 
 def export(folder: Path) -> list[Path]:
-    """Write the whole contract into a folder, made if need be. Returns what it wrote; other files there are left alone."""
+    """Write the whole contract into a folder, made if need be. Returns what it wrote;
+    other files there are left alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, text in _files().items():
@@ -85,7 +87,9 @@ def export(folder: Path) -> list[Path]:
 
 
 def drift(folder: Path) -> list[str]:
-    """One line for each file that is not what `export` would write, or that it would not write; empty when all agree."""
+    """One line for each file that is not what `export` would write, or that it would not write;
+    empty when all agree.
+    """
     files = _files()
     lines = []
     for name, text in files.items():
@@ -206,7 +210,9 @@ def _channel(topic: Topic) -> Json:
         "address": topic.name,
         "title": topic.name,
         "summary": topic.summary,
-        "description": f"Written by {', '.join(topic.written_by)}; read by {', '.join(topic.read_by)}. Key: {topic.key}.",
+        "description": (
+            f"Written by {', '.join(topic.written_by)}; read by {', '.join(topic.read_by)}. Key: {topic.key}."
+        ),
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in _message_names(topic)},
         "bindings": {
             "kafka": {
@@ -224,8 +230,8 @@ def _requested_replies() -> Json:
         "title": "where the request says",
         "summary": "`replies`, or the topic that the request's headers name.",
         "description": (
-            "It must be `replies` or start with `replies.`; whoever names another topic than `replies` makes it. A request "
-            "that names one which isn't there gets an error on `replies`."
+            "It must be `replies` or start with `replies.`; whoever names another topic than `replies` makes it. A "
+            "request that names one which isn't there gets an error on `replies`."
         ),
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in ("Answer", "Delta")},
     }
@@ -358,7 +364,9 @@ def _any_key(description: str) -> Json:
 def _request_headers() -> Json:
     return {
         "type": "object",
-        "description": f"Correlation id, reply topic and partition, once for Spring Kafka, once for SmallRye. {_EITHER_SET}",
+        "description": (
+            f"Correlation id, reply topic and partition, once for Spring Kafka, once for SmallRye. {_EITHER_SET}"
+        ),
         "properties": {
             **_both_sets("kafka_correlationId", "REPLY_CORRELATION_ID", _bytes("Opaque, echoed unchanged.")),
             **_both_sets(

@@ -1,7 +1,7 @@
 """What every field of the published messages means, in the words that readers of the schemas see.
 
-They stand here and not beside the fields so that the message types stay as short as the messages. A test holds this table and
-the types to each other: a field without a meaning, and a meaning without a field, fail it.
+They stand here and not beside the fields so that the message types stay as short as the messages. A test holds this
+table and the types to each other: a field without a meaning, and a meaning without a field, fail it.
 """
 
 import msgspec
@@ -55,7 +55,9 @@ _BATCH = {
 }
 
 ABOUT: dict[type[msgspec.Struct], str] = {
-    Query: "A question of an app, on the topic `queries`; its headers say where the reply goes and how it is recognised.",
+    Query: (
+        "A question of an app, on the topic `queries`; its headers say where the reply goes and how it is recognised."
+    ),
     AnswerText: "The answer in words, each statement of it cited.",
     AnswerError: "Why there is no answer. The reply's header `headrace.error` holds the same code.",
 }
@@ -132,8 +134,8 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
     },
     DocumentEvent: {
         "status": (
-            "`indexed`: queries see this version now. `deleted`: the document is gone. `unchanged`: the live version has the "
-            "same content. `superseded`: a newer version came first. `failed`: it is in `documents.dead`."
+            "`indexed`: queries see this version now. `deleted`: the document is gone. `unchanged`: the live version "
+            "has the same content. `superseded`: a newer version came first. `failed`: it is in `documents.dead`."
         ),
         "stage": "The stage that says so.",
         "at": "When, RFC 3339.",

@@ -1,4 +1,6 @@
-"""The topics in travel order. Compose, Kubernetes, the published contract and the docs are checked against this table."""
+"""The topics in travel order. Compose, Kubernetes,
+the published contract and the docs are checked against this table.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +25,9 @@ LANES: tuple[Lane, ...] = ("urgent", "bulk")
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
-    """One topic. `retention_ms` is None where compaction alone bounds it; `message_type` None means bytes as they came."""
+    """One topic. `retention_ms` is None where compaction alone bounds it;
+    `message_type` None means bytes as they came.
+    """
 
     name: str
     key: str
@@ -111,7 +115,7 @@ TOPICS: tuple[Topic, ...] = (
         message_type=None,
         cleanup="delete",
         retention_ms=90 * DAY_MS,
-        written_by=DOCUMENT_STAGES,
+        written_by=(*DOCUMENT_STAGES, "query"),
         read_by=(OPERATORS,),
         max_bytes=DEAD_MAX_BYTES,
         summary="What can't be processed, byte for byte, with the reason in its headers.",

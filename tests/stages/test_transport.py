@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Deployment
 
@@ -205,11 +204,6 @@ def test_a_workers_memory_does_not_follow_its_backlog(deployment: Deployment) ->
     print(f"{grown // 1_000_000} MB more than at its start, {buffered / 1e6:.0f} MB buffered, with 500 MB waiting")
     assert buffered <= deployment.settings.worker.buffer_bytes + 3 * 16_000_000
     assert grown < 400_000_000
-    topics = [deployment.topic("documents.raw"), deployment.topic("documents.chunks")]
-    admin = AdminClient(kafka.confluent())
-    deployment.stop()
-    for future in admin.delete_topics(topics).values():
-        future.result(30)
 
 
 def _memory(pid: int, field: str) -> int:
