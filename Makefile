@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test up down lock
+.PHONY: help setup demo check test bench up down lock
 
 help:
 	@echo "make demo    the whole way once: servers, workers, 30 articles, three answers"
@@ -17,6 +17,7 @@ help:
 	@echo "make down    stop them; the data stays"
 	@echo "make check   lint, types, import rules and unit tests"
 	@echo "make test    every test, those against real servers included"
+	@echo "make bench   chunks a second through the pipeline, over those of the bare encoder (bench/README.md)"
 	@echo "make setup   the environment in .venv, from requirements.lock"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
 	@echo
@@ -38,6 +39,9 @@ check: setup
 
 test: setup
 	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python -m bench.ingest
 
 up: setup
 	$(BIN)/headrace up

@@ -88,7 +88,7 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
 
 
 class _QuietHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any, **kwargs: Any) -> None:
         """Scrapes and probes come every few seconds; a line for each would bury the log."""
 
 
@@ -102,8 +102,8 @@ def serve_health(
 ) -> int:
     """Serve /metrics, /healthz and /readyz from a thread of its own, and return the port (a free one for port 0).
 
-    `stuck` and `unready` give the reason why not, or None; they are called from that thread, so a probe is answered also while
-    the event loop is held up. Raises Misconfigured when the port is taken.
+    `stuck` and `unready` give the reason why not, or None; they are called from that thread, so a probe is answered
+    also while the event loop is held up. Raises Misconfigured when the port is taken.
     """
     metrics = make_wsgi_app()
     checks = {"/healthz": stuck, "/readyz": unready}

@@ -35,8 +35,8 @@ DELETED_FINGERPRINT = "deleted"
 def fingerprint(document: Document, chunking: Chunking, encoder: str) -> str:
     """32 hex digits over everything that decides what the rows of a version hold.
 
-    A `created_at` that the producer doesn't name counts as absent, not as the record's timestamp: else sending a document
-    again unchanged would make it a new one.
+    A `created_at` that the producer doesn't name counts as absent, not as the record's timestamp: else sending a
+    document again unchanged would make it a new one.
     """
     described = [
         document.content_type,
@@ -86,7 +86,8 @@ def admit(manifest: Manifest, revision: Revision, *, chunks: int, deleted: bool,
     same_content = intake is not None and intake.revision.fingerprint == revision.fingerprint
     if intake is not None and same_content and live is not None and live.revision == intake.content:
         if intake.revision == revision:
-            # A redelivery of what is live is sent on again if it is this revision's own content, else it was skipped before.
+            # A redelivery of what is live is sent on again if it is this revision's own content, else it was skipped
+            # before.
             if intake.content == revision:
                 return Admitted(admission=Admission.SEND, manifest=None)
             return Admitted(admission=Admission.UNCHANGED, manifest=None)
@@ -120,8 +121,8 @@ def receive(manifest: Manifest, receipts: Iterable[Receipt], *, at: datetime) ->
     """Take in receipts of one document.
 
     A version becomes live when both stores hold every chunk of it. What it replaces is swept, here and again whenever a
-    receipt of the live version is redelivered, since the worker may have died between the flip and the sweep. Receipts of
-    a version that lost are answered by sweeping just the rows that they name.
+    receipt of the live version is redelivered, since the worker may have died between the flip and the sweep. Receipts
+    of a version that lost are answered by sweeping just the rows that they name.
     """
     live = manifest.live
     pending = {entry.revision: entry for entry in manifest.pending}
@@ -177,7 +178,9 @@ def swept_ids(key: Key, sweep: Sweep, store: Store) -> list[str]:
 
 
 def sampled_ids(key: Key, live: Live) -> list[str]:
-    """Ids of rows that stand for all of a version when the question is whether searches can find it: one of each message, and the last."""
+    """Ids of rows that stand for all of a version when the question is whether searches can find it:
+    one of each message, and the last.
+    """
     revision = revision_id(key, live.revision)
     ordinals = {*range(0, live.chunks, CHUNKS_PER_BATCH), live.chunks - 1} - {-1}
     return [chunk_id(revision, ordinal) for ordinal in sorted(ordinals)]
@@ -214,7 +217,9 @@ def _noted(entry: Pending, receipt: Receipt) -> Pending:
 
 
 def merge_spans(spans: Sequence[Span]) -> list[Span]:
-    """Sorted, disjoint and joined where they touch. An empty span stays if it is the only one: it says "came, held nothing"."""
+    """Sorted, disjoint and joined where they touch.
+    An empty span stays if it is the only one: it says "came, held nothing".
+    """
     merged: list[Span] = []
     for first, end in sorted(spans):
         if merged and first <= merged[-1][1]:

@@ -115,7 +115,6 @@ class Deployment:
                 worker.kill()
                 worker.wait()
 
-
     def drop(self) -> None:
         """Stop the workers and take away what they left on the servers."""
         self.stop()

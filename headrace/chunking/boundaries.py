@@ -9,8 +9,8 @@ import sentencex  # type: ignore[import-untyped]  # it ships no types
 from headrace.chunking.tokens import Boundaries
 
 WINDOW_CHARACTERS = 2048
-"""What is searched for sentences at once: the time is quadratic in it on text without spaces or full of brackets. A sentence
-longer than this would be cut anyway."""
+"""What is searched for sentences at once: the time is quadratic in it on text without spaces or full of brackets. A
+sentence longer than this would be cut anyway."""
 
 _blank_lines = re.compile(r"\n[^\S\n]*\n\s*")
 
@@ -21,14 +21,17 @@ def paragraph_starts(text: str) -> Boundaries:
 
 
 def sentence_starts(text: str) -> Boundaries:
-    """Ascending offsets where sentences begin, found by rules that suit English and know the full stops of most scripts."""
+    """Ascending offsets where sentences begin,
+    found by rules that suit English and know the full stops of most scripts.
+    """
     starts = array("I")
     at = 0
     while at < len(text):
         window = text[at : at + WINDOW_CHARACTERS]
         sentences = sentencex.segment("en", window)
         lengths = [len(sentence) for sentence in sentences]
-        # Sentences have no offsets of their own here, but are the whole window in order: cheaper, and exact for what repeats.
+        # Sentences have no offsets of their own here, but are the whole window in order: cheaper, and exact for what
+        # repeats.
         if sum(lengths) != len(window):
             raise AssertionError(f"sentencex lost text in the window at {at}")
         ends = (np.cumsum(lengths) + at).tolist()

@@ -5,7 +5,6 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
-import msgspec
 import numpy as np
 
 from headrace.chunking.boundaries import paragraph_starts, sentence_starts
@@ -16,7 +15,6 @@ from headrace.chunking.tokens import Boundaries, TokenCounter
 from headrace.chunking.units import CHARACTERS_PER_TOKEN, Limits, Units, cut, words
 from headrace.chunking.webpage import read_html
 from schemas import Chunk, Chunking
-from schemas.batches import CHUNKS_PER_BATCH
 from schemas.document import ContentType
 
 LARGEST_CHUNK_CHARACTERS = 65_536
@@ -24,7 +22,8 @@ LARGEST_CHUNK_CHARACTERS = 65_536
 COUNTED_CHARACTERS = 32_768
 """Candidates are counted together up to this many characters, which bounds what their Encodings take."""
 LONGEST_MARKS = 32
-"""How far a cut inside a word moves to keep combining marks with their letter; what has more of them is cut anywhere."""
+"""How far a cut inside a word moves to keep combining marks with their letter;
+what has more of them is cut anywhere."""
 
 _no_boundaries: Boundaries = np.empty(0, dtype=np.uint32)
 
@@ -67,39 +66,23 @@ class Chunks(Sequence[Chunk]):
             headings=self._outline.path(self._sections[ordinal]),
         )
 
-    def groups(self, max_bytes: int, max_chunks: int = CHUNKS_PER_BATCH) -> Iterator[list[Chunk]]:
-        """All chunks in order, in lists of up to `max_chunks` whose JSON together stays within `max_bytes`.
-
-        A chunk that is larger by itself comes alone.
-        """
-        group: list[Chunk] = []
-        room = max_bytes
-        for chunk in self:
-            size = len(msgspec.json.encode(chunk)) + 1  # and its comma
-            if group and (size > room or len(group) == max_chunks):
-                yield group
-                group, room = [], max_bytes
-            group.append(chunk)
-            room -= size
-        if group:
-            yield group
-
 
 def chunk(text: str, content_type: ContentType, chunking: Chunking, tokenizer: TokenCounter) -> Chunks:
     """Cut a document. The same input gives the same chunks, on every worker.
 
     - Together the chunks cover every character that a reader sees and that is not whitespace; none is empty or only
       whitespace. A text without such characters has no chunks.
-    - `start` and `end` are character offsets into `text`, and for plain text and Markdown `text[start:end]` is the chunk's
-      text. For HTML they enclose the source of it.
-    - `tokens` is what the tokenizer counts for the chunk's text, special tokens included, and never more than `max_tokens`.
+    - `start` and `end` are character offsets into `text`, and for plain text and Markdown `text[start:end]` is the
+      chunk's text. For HTML they enclose the source of it.
+    - `tokens` is what the tokenizer counts for the chunk's text, special tokens included, and never more than
+      `max_tokens`.
     - A chunk has at most 16 characters for each of `max_tokens`, and at most 65,536.
     - `headings` is the path of headings that the whole chunk stands under (`hierarchical` only).
 
-    `chunking` must have passed `check_chunking`. Raises ValueError when a single character takes more than `max_tokens`,
-    which can happen below 8; text must not hold lone surrogates. The time is linear in the text and the chunks: about a second a
-    million characters, all of it on the calling thread. Beside the text it takes 12 bytes a word, some 100 bytes
-    for each sentence and paragraph, 16 a chunk, and about 30 MB for the tokenizer.
+    `chunking` must have passed `check_chunking`. Raises ValueError when a single character takes more than
+    `max_tokens`, which can happen below 8; text must not hold lone surrogates. The time is linear in the text and the
+    chunks: about a second a million characters, all of it on the calling thread. Beside the text it takes 12 bytes a
+    word, some 100 bytes for each sentence and paragraph, 16 a chunk, and about 30 MB for the tokenizer.
     """
     readable = _read(text, content_type, with_headings=chunking.strategy == "hierarchical")
     limits = Limits(
@@ -142,17 +125,19 @@ def _windows(
 def _fitted(
     text: str, windows: Iterable[tuple[int, int, int]], finest: Units, limits: Limits, tokenizer: TokenCounter
 ) -> Iterator[tuple[int, int, int, int]]:
-    """The candidates as (start, end, tokens, section), each counted as the encoder will read it, and halved until it fits."""
+    """The candidates as (start, end, tokens, section), each counted as the encoder will read it,
+    and halved until it fits.
+    """
     last_start, last_end = -1, 0
     for batch in _batches(windows, limits):
         counts = tokenizer.count([text[start:end] for start, end, _ in batch])
         for (start, end, section), tokens in zip(batch, counts, strict=True):
-            if (
-                start <= last_start
-            ):  # The window before was halved: this one's overlap must not reach behind its last part.
-                start = finest.starts[finest.index_at(last_start + 1)]
-                tokens = tokenizer.count([text[start:end]])[0]
-            for fitted in _halved(text, start, end, tokens, finest, limits, tokenizer):
+            first, counted = start, tokens
+            if start <= last_start:
+                # The window before was halved: this one's overlap must not reach behind its last part.
+                first = finest.starts[finest.index_at(last_start + 1)]
+                counted = tokenizer.count([text[first:end]])[0]
+            for fitted in _halved(text, first, end, counted, finest, limits, tokenizer):
                 if fitted[1] > last_end:  # Else this half is nothing but overlap.
                     yield *fitted, section
                     last_start, last_end, _ = fitted

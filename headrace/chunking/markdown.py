@@ -11,7 +11,8 @@ from headrace.chunking.readable import TITLE_CHARACTERS, Headings, Readable
 WINDOW_CHARACTERS = 65_536
 """What is parsed at once, because the parser takes some 200 bytes a line and more for every block: up to 50 MB.
 
-A list, quote or HTML block that is larger counts as ended, and begins anew on its next line. A code fence may have any size.
+A list, quote or HTML block that is larger counts as ended, and begins anew on its next line. A code fence may have any
+size.
 """
 
 _newline = re.compile(r"\r\n?|\n")  # as the parser counts lines; str.splitlines knows others
@@ -19,7 +20,9 @@ _markup = re.compile(r"[*_`\[\]<>&\\!]")
 
 
 def read_markdown(source: str) -> Readable:
-    """The source, with its headings. A heading in a list, a quote, a code fence or HTML divides nothing, and is not one here."""
+    """The source, with its headings. A heading in a list, a quote,
+    a code fence or HTML divides nothing, and is not one here.
+    """
     headings = Headings()
     blocks = MarkdownIt("commonmark")
     blocks.core.ruler.enableOnly(["normalize", "block"])

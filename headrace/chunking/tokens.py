@@ -52,7 +52,8 @@ class Tokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
-        """The most tokens that the model reads of a text, special tokens included; None where its folder does not say."""
+        """The most tokens that the model reads of a text, special tokens included;
+        None where its folder does not say."""
         self.special_tokens: int = tokenizer.num_special_tokens_to_add(False)
 
     def read(self, text: str) -> Reading:
@@ -80,7 +81,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _max_tokens(folder: Path) -> int | None:
-    """What sentence-transformers would read of a text: its own setting, else the tokenizer's and the network's bound."""
+    """What sentence-transformers would read of a text:
+    its own setting, else the tokenizer's and the network's bound.
+    """
     own = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     if own:
         return int(own)

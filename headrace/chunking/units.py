@@ -17,10 +17,11 @@ Wordpiece reads a word of over 100 characters as one [UNK], so tokens alone boun
 token and hardly ever more than 10, so this touches only what an encoder can't read anyway.
 """
 PIECE_CHARACTERS = 16_384
-"""What is tokenised at once. An Encoding takes up to 1.5 kB a token, and Chinese has a token a character: about 25 MB."""
+"""What is tokenised at once. An Encoding takes up to 1.5 kB a token,
+and Chinese has a token a character: about 25 MB."""
 WHOLE_WORD_TOKENS = 8
-"""What stands between whitespace is kept whole up to this size, so that `3.14` and `don't` are not cut; larger is a URL, or
-a script without spaces, which may be cut where the tokenizer sees words."""
+"""What stands between whitespace is kept whole up to this size, so that `3.14` and `don't` are not cut; larger is a
+URL, or a script without spaces, which may be cut where the tokenizer sees words."""
 
 _LAST_WHITESPACE = 0x3000
 _whitespace = np.array([chr(code).isspace() for code in range(_LAST_WHITESPACE + 2)])
@@ -80,7 +81,9 @@ class Units:
         return min(by_tokens, bisect_right(self.ends, self.starts[first] + limits.characters, first, last))
 
     def _step_back(self, first: int, stop: int, limits: Limits, overlap: int) -> int:
-        """Where the window after `first` to `stop` begins: it overlaps that one, and has room for the unit at `stop`."""
+        """Where the window after `first` to `stop` begins:
+        it overlaps that one, and has room for the unit at `stop`.
+        """
         low, characters = first + 1, overlap * CHARACTERS_PER_TOKEN
         return max(
             bisect_left(self.before, self.before[stop] - overlap, low, stop),
@@ -118,7 +121,8 @@ def cut(levels: Sequence[Units], start: int, end: int, limits: Limits, overlap: 
 
 
 def words(text: str, boundaries: Boundaries, tokenizer: TokenCounter, limits: Limits) -> Units:
-    """The words of a text. No word reaches over one of `boundaries` (ascending characters), whatever the tokenizer sees.
+    """The words of a text. No word reaches over one of `boundaries` (ascending characters), whatever the tokenizer
+    sees.
 
     Every non-whitespace character is in a word. Token counts add up to the tokenizer's, or nearly so: what is cut at
     words must be counted again.

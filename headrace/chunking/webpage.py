@@ -1,8 +1,8 @@
 """HTML as a reader sees it.
 
-A scanner of our own after the tokenizer of the HTML standard, because the standard library's takes quadratic time on unclosed
-tags (9 MiB of `<a ` would take days), stops in the middle at `&#x;`, raises on `<![`, and does so differently from one patch
-release to the next, while chunks must be the same on every worker.
+A scanner of our own after the tokenizer of the HTML standard, because the standard library's takes quadratic time on
+unclosed tags (9 MiB of `<a ` would take days), stops in the middle at `&#x;`, raises on `<![`, and does so differently
+from one patch release to the next, while chunks must be the same on every worker.
 """
 
 import re
@@ -43,9 +43,9 @@ _to_spaces = str.maketrans("\t\n\f\r", "    ")
 def read_html(source: str) -> Readable:
     """What a reader sees of a page, whatever the markup is worth: never raises, and takes linear time.
 
-    Scripts, styles, templates, frames and the title element are left out; block elements make paragraphs, list items, rows and
-    `br` make lines, cells are set apart by tabs; whitespace collapses except in `pre`. A tag or comment that never ends hides
-    the rest, as it does in a browser.
+    Scripts, styles, templates, frames and the title element are left out; block elements make paragraphs, list items,
+    rows and `br` make lines, cells are set apart by tabs; whitespace collapses except in `pre`. A tag or comment that
+    never ends hides the rest, as it does in a browser.
     """
     return _Page(source).read()
 

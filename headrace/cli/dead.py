@@ -68,7 +68,7 @@ def _print_letters(letters: "list[DeadLetter]") -> None:
 
 @app.command()
 def show(
-    id: Annotated[str, typer.Argument(metavar="ID", help="partition:offset, as `dead list` shows it.")],
+    position: Annotated[str, typer.Argument(metavar="ID", help="partition:offset, as `dead list` shows it.")],
     raw: Annotated[bool, typer.Option("--raw", help="Write the payload's bytes to stdout, nothing else.")] = False,
     json: Json = False,
 ) -> None:
@@ -79,12 +79,12 @@ def show(
     from headrace.cli.kafka import raw_key, raw_value
     from headrace.config import load_settings
 
-    partition, colon, offset = id.partition(":")
+    partition, colon, offset = position.partition(":")
     if not (colon and partition.isdecimal() and offset.isdecimal()):
         raise typer.BadParameter("must be partition:offset, e.g. 3:17", param_hint="ID")
     message = dead_letter(load_settings().kafka, int(partition), int(offset))
     if message is None:
-        complain(f"there is no dead letter {id}")
+        complain(f"there is no dead letter {position}")
         raise typer.Exit(Exit.FAILED)
     key, value, headers = raw_key(message), raw_value(message), readable_headers(message)
     if raw:

@@ -196,11 +196,17 @@ def too_large(size: int | None) -> str:
 
 def _read_json_lines_file(file: Path, where: str, labels: Labels) -> Iterator[Reading]:
     try:
-        opened: IO[bytes] = gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")  # type: ignore[assignment]
+        opened = _opened(file)
     except OSError as exc:
         yield Problem(where=where, why=exc.strerror or str(exc))
         return
     yield from read_json_lines(opened, where, labels)
+
+
+def _opened(file: Path) -> IO[bytes]:
+    if file.suffix.lower() == ".gz":
+        return gzip.open(file)  # type: ignore[return-value]  # it is one in all but its type
+    return file.open("rb")
 
 
 def read_json_lines(source: AbstractContextManager[IO[bytes]], where: str, labels: Labels) -> Iterator[Found | Problem]:

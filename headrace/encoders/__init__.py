@@ -1,4 +1,6 @@
-"""Texts to vectors. Importing this stays light: torch is loaded when a SentenceTransformerEncoder is built, not before."""
+"""Texts to vectors. Importing this stays light:
+torch is loaded when a SentenceTransformerEncoder is built, not before.
+"""
 
 from headrace.encoders.model import encoder_identity, max_tokens, model_folder, model_name
 from headrace.encoders.port import Encoder, Vectors

@@ -79,7 +79,9 @@ def max_tokens(folder: Path) -> int:
 
 
 def window(folder: Path) -> int:
-    """Tokens that the model reads at once: what sentence-transformers cuts at, else what the network has positions for."""
+    """Tokens that the model reads at once:
+    what sentence-transformers cuts at, else what the network has positions for.
+    """
     cut = _read(folder / "sentence_bert_config.json").get("max_seq_length")
     if isinstance(cut, int):
         return cut
@@ -131,7 +133,8 @@ def _hub_folder(model: str) -> Path:
 
     try:
         try:
-            # What is here is used as it is, so that a worker starts when the hub is away and never changes its model by itself.
+            # What is here is used as it is, so that a worker starts when the hub is away and never changes its model by
+            # itself.
             cached = Path(snapshot_download(model, local_files_only=True))
             if all((cached / name).is_file() for name in _NEEDED):
                 return cached
@@ -140,8 +143,8 @@ def _hub_folder(model: str) -> Path:
         return Path(snapshot_download(model, ignore_patterns=_UNUSED))
     except (HTTPError, OSError, ValueError) as exc:
         raise Misconfigured(
-            f"encoder.model: {model!r} is not a folder here, and the hub did not give it ({_first_line(exc)}); name a folder, "
-            f"mend the name or the connection{_install_hint(model)}"
+            f"encoder.model: {model!r} is not a folder here, and the hub did not give it ({_first_line(exc)}); "
+            f"name a folder, mend the name or the connection{_install_hint(model)}"
         ) from exc
 
 

@@ -1,4 +1,6 @@
-"""What the stages and the retrieval need of an encoder. Everything here blocks (call it from a thread) and is thread-safe."""
+"""What the stages and the retrieval need of an encoder.
+Everything here blocks (call it from a thread) and is thread-safe.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
@@ -12,7 +14,9 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 
 
 class Encoder(Protocol):
-    """Vectors are float32 (len(texts) x identity.dimension), C-ordered, finite, and of length 1, so a dot product is a cosine."""
+    """Vectors are float32 (len(texts) x identity.dimension), C-ordered, finite,
+    and of length 1, so a dot product is a cosine.
+    """
 
     @property
     def identity(self) -> EncoderIdentity: ...
@@ -29,4 +33,6 @@ class Encoder(Protocol):
         """
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        """Questions, in the order given. One that is too long is cut at its end, for a long question still has an answer."""
+        """Questions, in the order given. One that is too long is cut at its end,
+        for a long question still has an answer.
+        """

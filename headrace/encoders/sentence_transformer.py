@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class SentenceTransformerEncoder:
-    """An Encoder. Any number of threads may call it: the model takes one call at a time, while others already tokenise theirs.
+    """An Encoder. Any number of threads may call it: the model takes one call at a time, while others already tokenise
+    theirs.
 
     Building one loads torch and the model, which takes seconds. Raises Misconfigured when the model, the device or the
-    precision can't be had. It tokenises with the model's tokenizer.json itself, not through sentence-transformers: texts are
-    counted before any is cut, sorted by their tokens, and tokenised once.
+    precision can't be had. It tokenises with the model's tokenizer.json itself, not through sentence-transformers:
+    texts are counted before any is cut, sorted by their tokens, and tokenised once.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -51,7 +52,8 @@ class SentenceTransformerEncoder:
         made = self._vectors(self._tokens(["headrace"], truncate=True)).shape[1]
         if made != self._identity.dimension:
             raise Misconfigured(
-                f"encoder.model: the vectors of {folder} have {made} dimensions, and its files say {self._identity.dimension}"
+                f"encoder.model: the vectors of {folder} have {made} dimensions, "
+                f"and its files say {self._identity.dimension}"
             )
 
     @property
@@ -84,8 +86,8 @@ class SentenceTransformerEncoder:
         longest = max(rows, key=len)
         if len(longest) > self._window:
             raise ValueError(
-                f"a text of {len(longest)} tokens does not fit the encoder, which reads {self._window}: chunks of at most "
-                f"{self._max_tokens} tokens do"
+                f"a text of {len(longest)} tokens does not fit the encoder, which reads {self._window}: "
+                f"chunks of at most {self._max_tokens} tokens do"
             )
         return rows
 
@@ -93,7 +95,8 @@ class SentenceTransformerEncoder:
         """Rows of token ids to vectors (len(rows) x dimension), in the order of the rows."""
         import torch
 
-        # Texts of one length share a batch, so little is padding; the longest come first, so memory that is short shows at once.
+        # Texts of one length share a batch, so little is padding; the longest come first, so memory that is short shows
+        # at once.
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=True)
         size = self._settings.batch_size
         try:
@@ -112,8 +115,8 @@ class SentenceTransformerEncoder:
         unusable = ~(np.isfinite(lengths) & (lengths > 0))
         if unusable.any():
             raise RuntimeError(
-                f"bug: {self._settings.model} gave no usable vector (NaN, infinite or zero) for {int(unusable.sum())} of "
-                f"{len(rows)} texts on {self._device} in {self._settings.precision}"
+                f"bug: {self._settings.model} gave no usable vector (NaN, infinite or zero) for "
+                f"{int(unusable.sum())} of {len(rows)} texts on {self._device} in {self._settings.precision}"
             )
         vectors = np.empty_like(computed)
         vectors[order] = computed / lengths

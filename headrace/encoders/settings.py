@@ -9,7 +9,8 @@ class EncoderSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """A folder, or a model's name on a hub. The default model is taken from the package that ships it where that is installed."""
+    """A folder, or a model's name on a hub.
+    The default model is taken from the package that ships it where that is installed."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 64

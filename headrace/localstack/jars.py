@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from headrace.errors import Misconfigured
 from headrace.localstack.java import find_maven
@@ -41,7 +41,7 @@ def jars(name: str, into: Path, on_progress: Callable[[str], None], *, poms: Pat
 
 
 def _version(pom: Path) -> str:
-    version = ElementTree.parse(pom).findtext(f"{POM_NAMESPACE}version")
+    version = ET.parse(pom).findtext(f"{POM_NAMESPACE}version")
     if version is None:
         raise ValueError(f"{pom} has no version")
     return version

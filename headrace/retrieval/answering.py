@@ -1,4 +1,6 @@
-"""An answer without a language model: the sentences of the best hits that are nearest to the question, each with its citation."""
+"""An answer without a language model: the sentences of the best hits that are nearest to the question,
+each with its citation.
+"""
 
 import itertools
 import re
@@ -15,10 +17,11 @@ MODEL = "extractive"
 NOTHING_FOUND = "Nothing relevant was found."
 
 RANK_WEIGHT = 0.1
-"""What a first hit's sentence has ahead of the others: it decides between sentences that are about as near to the question.
+"""What a first hit's sentence has ahead of the others: it decides between sentences that are about as near to the
+question.
 
-On 107 questions of COVID-QA the best cosine and the third best lie 0.09 apart; with a weight of 0 to 0.2, 31 to 33 answers held
-the evidence, too few to tell these weights apart; with 1 there were 25.
+On 107 questions of COVID-QA the best cosine and the third best lie 0.09 apart; with a weight of 0 to 0.2, 31 to 33
+answers held the evidence, too few to tell these weights apart; with 1 there were 25.
 """
 MIN_WORDS = 4
 """Less is a heading, a label or a leftover."""
@@ -43,7 +46,9 @@ class Sentence(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int]:
-        """Character offsets into the document's text as it was sent; the whole hit's where its text is not that slice (HTML)."""
+        """Character offsets into the document's text as it was sent;
+        the whole hit's where its text is not that slice (HTML).
+        """
         hit = self.hit
         if len(hit.text) != hit.end - hit.start:
             return hit.start, hit.end
@@ -51,11 +56,12 @@ class Sentence(NamedTuple):
 
 
 def extractive_answer(question: str, hits: Sequence[Hit], encoder: Encoder, settings: RetrievalSettings) -> AnswerText:
-    """At most `answer_sentences` sentences of the first `answer_passages` hits, quoted as they stand; blocks while it encodes them.
+    """At most `answer_sentences` sentences of the first `answer_passages` hits, quoted as they stand; blocks while it
+    encodes them.
 
-    A sentence's score is its cosine to the question and a little for its hit's rank. Each is followed by a marker of its own
-    (`[1]`), and the citation of that marker locates the sentence itself. Documents come in the order of their best
-    sentences, the sentences of a document in the order of its text.
+    A sentence's score is its cosine to the question and a little for its hit's rank. Each is followed by a marker of
+    its own (`[1]`), and the citation of that marker locates the sentence itself. Documents come in the order of their
+    best sentences, the sentences of a document in the order of its text.
     """
     candidates = worth_saying([sentence for hit in hits[: settings.answer_passages] for sentence in sentences(hit)])
     if not candidates:
@@ -85,7 +91,9 @@ def sentences(hit: Hit) -> list[Sentence]:
 
 
 def worth_saying(found: Sequence[Sentence]) -> list[Sentence]:
-    """Each thing once, and whole sentences only; fragments are better than nothing where there is no whole sentence at all."""
+    """Each thing once, and whole sentences only;
+    fragments are better than nothing where there is no whole sentence at all.
+    """
     distinct = list(_distinct(found))
     return [sentence for sentence in distinct if _is_whole(sentence)] or distinct
 

@@ -1,7 +1,8 @@
 """Two ranked lists become one. Pure.
 
-A list is (chunk id, score) pairs, best first, each id once. What comes out is sorted by the fused score, highest first; equal
-scores are ordered by id, so the same lists always give the same order. A chunk that is missing from a list gets 0 from it.
+A list is (chunk id, score) pairs, best first, each id once. What comes out is sorted by the fused score, highest first;
+equal scores are ordered by id, so the same lists always give the same order. A chunk that is missing from a list gets 0
+from it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,8 @@ def fuse(dense: Ranked | None, bm25: Ranked | None, fusion: Fusion) -> list[tupl
 def convex(dense: Ranked, bm25: Ranked, *, alpha: float = 0.5) -> list[tuple[str, float]]:
     """`alpha * minmax(dense) + (1 - alpha) * minmax(bm25)`, in 0..1.
 
-    Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval" (ACM TOIS 2023), which finds it ahead of RRF.
+    Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval" (ACM TOIS 2023), which finds it ahead
+    of RRF.
     """
     dense_share, bm25_share = min_max(dense), min_max(bm25)
     return _ordered(
@@ -43,7 +45,8 @@ def convex(dense: Ranked, bm25: Ranked, *, alpha: float = 0.5) -> list[tuple[str
 def reciprocal_rank(dense: Ranked, bm25: Ranked, *, k: int = RRF_K) -> list[tuple[str, float]]:
     """The sum of `1 / (k + rank)` over the lists, ranks from 1.
 
-    Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods" (SIGIR 2009).
+    Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods"
+    (SIGIR 2009).
     """
     fused: dict[str, float] = {}
     for ranked in (dense, bm25):
@@ -53,7 +56,9 @@ def reciprocal_rank(dense: Ranked, bm25: Ranked, *, k: int = RRF_K) -> list[tupl
 
 
 def min_max(ranked: Ranked) -> dict[str, float]:
-    """Scores stretched to 0..1. Where all are equal, or there is only one, each is 1: a chunk that was not found has the 0."""
+    """Scores stretched to 0..1. Where all are equal, or there is only one, each is 1:
+    a chunk that was not found has the 0.
+    """
     if not ranked:
         return {}
     scores = [score for _, score in ranked]

@@ -1,6 +1,7 @@
 """The live check: of what the stores found, only chunks of the version that the document's manifest names. Pure.
 
-Stores may still hold older versions (a sweep is pending), newer ones (not yet whole), and deleted documents; none is shown.
+Stores may still hold older versions (a sweep is pending), newer ones (not yet whole), and deleted documents; none is
+shown.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,6 @@
-"""One question, two stores, one list of hits. `Found.degraded` says what a query did without; without the rest it raises."""
+"""One question, two stores, one list of hits. `Found.degraded` says what a query did without;
+without the rest it raises.
+"""
 
 import asyncio
 import time
@@ -23,7 +25,8 @@ T = TypeVar("T")
 Vector: TypeAlias = npt.NDArray[np.float32]
 
 WIDER = 4
-"""How much more is asked for the second time. With rows of three dead versions before each live one, the second page is enough."""
+"""How much more is asked for the second time.
+With rows of three dead versions before each live one, the second page is enough."""
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +38,9 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Retriever:
-    """Searches the live documents of one tenant at a time. Holds no state, so any number of searches may run at once."""
+    """Searches the live documents of one tenant at a time.
+    Holds no state, so any number of searches may run at once.
+    """
 
     def __init__(self, vectors: VectorStore, texts: TextStore, encoder: Encoder, settings: RetrievalSettings) -> None:
         self._vectors = vectors
@@ -46,8 +51,8 @@ class Retriever:
     async def search(self, query: Query) -> Found:
         """The best `top_k` live chunks.
 
-        Raises ValueError when a filter is not of the contract's form, and Transient when neither store answered or nothing
-        could be checked for being live: a chunk that may be of a superseded version is never shown.
+        Raises ValueError when a filter is not of the contract's form, and Transient when neither store answered or
+        nothing could be checked for being live: a chunk that may be of a superseded version is never shown.
         """
         [found] = await self.search_many([query])
         if isinstance(found, Exception):
@@ -104,8 +109,9 @@ class _Search:
     async def run(self, limit: int) -> Found:
         page = await self._page(limit)
         if page.incomplete and len(page.rows) < self._query.top_k:
-            # Rows of dead versions, or of a document that was replaced between the search and the read, stood where live ones
-            # belong. Once more and no oftener: a store full of dead rows must not make one query as dear as a hundred.
+            # Rows of dead versions, or of a document that was replaced between the search and the read, stood where
+            # live ones belong. Once more and no oftener: a store full of dead rows must not make one query as dear as a
+            # hundred.
             page = await self._page(limit * WIDER)
         started = time.perf_counter()
         hits = _hits(page, self._query)

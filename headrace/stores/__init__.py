@@ -1,4 +1,5 @@
-"""The stores behind three small ports: vectors in Milvus (`milvus`), text (`opensearch`) and manifests (`manifests`) in OpenSearch.
+"""The stores behind three small ports: vectors in Milvus (`milvus`), text (`opensearch`) and manifests (`manifests`) in
+OpenSearch.
 
 The adapters are imported from their modules, since their clients take two seconds to import.
 """

@@ -44,7 +44,9 @@ class AnyOf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Between(msgspec.Struct, frozen=True, kw_only=True):
-    """The value under `key` is of the bounds' kind (numbers, or texts in code-point order) and within them. A list has no order."""
+    """The value under `key` is of the bounds' kind (numbers, or texts in code-point order) and within them.
+    A list has no order.
+    """
 
     key: str
     gte: Bound | None = None
@@ -71,7 +73,8 @@ class Between(msgspec.Struct, frozen=True, kw_only=True):
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
     """All conditions hold together (AND). Empty means everything.
 
-    A list of alternatives that is empty lets nothing through. Times are compared in whole milliseconds, in [from, before).
+    A list of alternatives that is empty lets nothing through. Times are compared in whole milliseconds, in [from,
+    before).
     """
 
     tags_any: tuple[str, ...] | None = None
@@ -97,7 +100,9 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_filters(raw: Mapping[str, Any]) -> Filters:
-    """Read a query's `filters`; raises ValueError, which names the filter at fault, for whatever is not of the contract's form."""
+    """Read a query's `filters`; raises ValueError, which names the filter at fault,
+    for whatever is not of the contract's form.
+    """
     if len(raw) > MAX_CONDITIONS:
         raise ValueError(f"filters: {len(raw)} conditions; at most {MAX_CONDITIONS} are allowed")
     fields: dict[str, Any] = {}

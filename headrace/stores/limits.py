@@ -1,4 +1,6 @@
-"""What one document's attributes may hold so that every row of it fits in both stores, and how rows are cut into requests."""
+"""What one document's attributes may hold so that every row of it fits in both stores,
+and how rows are cut into requests.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -32,7 +34,9 @@ def check_attributes(attributes: Attributes) -> None:
 
 
 def in_requests(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Consecutive items in lists of up to 2,000 or 8 MiB, whichever comes first; an item larger than that stands alone."""
+    """Consecutive items in lists of up to 2,000 or 8 MiB, whichever comes first;
+    an item larger than that stands alone.
+    """
     request: list[T] = []
     total = 0
     for item in items:

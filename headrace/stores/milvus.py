@@ -1,7 +1,7 @@
 """The vector store: a tenant's chunks in one Milvus collection, searched by cosine. No text lies here.
 
-A tenant is a collection of its own and no collection has a partition key: Milvus 2.3.5 loses rows that are upserted into one with
-a partition key.
+A tenant is a collection of its own and no collection has a partition key: Milvus 2.3.5 loses rows that are upserted
+into one with a partition key.
 """
 
 import logging
@@ -52,8 +52,8 @@ _NO_RETRY = {"retry_times": 0, "retry_on_rate_limit": False}
 
 _NO_COLLECTION = 100
 _NOT_LOADED = frozenset({101, 103, 201, 202})
-# Milvus' `merr` codes: not ready, unavailable, memory, too many requests, disk, rate, quota, tick delay; a collection that
-# recovers; replicas, channels, segments and nodes that are not there now; I/O and message queue.
+# Milvus' `merr` codes: not ready, unavailable, memory, too many requests, disk, rate, quota, tick delay; a collection
+# that recovers; replicas, channels, segments and nodes that are not there now; I/O and message queue.
 _TRANSIENT_CODES = frozenset(
     {2, 3, 4, 7, 8, 9, 11, 104, 106, 400, 401, 500, 501, 502, 503, 600, 601, 602, 603, 901, 902, 903, 904, 905, 1001}
     | set(range(1300, 1400))
@@ -66,9 +66,9 @@ _misfit_text = re.compile(
 )
 _not_loaded_text = re.compile(r"not (fully )?loaded|hasn't been loaded", re.IGNORECASE)
 _transient_text = re.compile(
-    r"not ready|not healthy|unavailable|on recovering|rate limit|quota|deadline exceeded|time ?out|context canceled|connection refused|"
-    r"connection reset|no available|node (not found|offline)|channel not (found|available)|node not match|not synced|"
-    r"can ?not find (valid )?shard leader|force den",
+    r"not ready|not healthy|unavailable|on recovering|rate limit|quota|deadline exceeded|time ?out|context canceled|"
+    r"connection (refused|reset)|no available|node (not found|offline)|channel not (found|available)|node not match|"
+    r"not synced|can ?not find (valid )?shard leader|force den",
     re.IGNORECASE,
 )
 _TRANSIENT_STATUSES = frozenset(
@@ -93,7 +93,8 @@ class MilvusStore:
         self._client: Any = None
         self._opening = threading.Lock()
         self._ready: set[str] = set()
-        """Collections that were found fit, indexed and loaded once. Each is asked for again only when a call says that it is gone."""
+        """Collections that were found fit, indexed and loaded once.
+        Each is asked for again only when a call says that it is gone."""
 
     def check(self) -> None:
         for tenant in self.tenants():
@@ -210,7 +211,9 @@ class MilvusStore:
         return True
 
     def _read(self, name: str, call: Callable[..., T], *, timeout_s: float | None = None) -> T | None:
-        """What a search or a query answers; None without a collection. One that isn't loaded is loaded, but not waited for."""
+        """What a search or a query answers; None without a collection.
+        One that isn't loaded is loaded, but not waited for.
+        """
         if name not in self._ready:
             found = self._describe(name)
             if found is None:
@@ -258,7 +261,8 @@ class MilvusStore:
             self._create(name)
             self._check_encoder(name, self._describe(name) or "")
             self._serve(name)
-            # Its first rows are to be found when we say that they are stored. Milvus takes about 3 s to load an empty collection.
+            # Its first rows are to be found when we say that they are stored. Milvus takes about 3 s to load an empty
+            # collection.
             self._wait_until_loaded(name)
         self._ready.add(name)
 
@@ -283,7 +287,8 @@ class MilvusStore:
         if theirs != self._encoder:
             raise Misconfigured(
                 f"milvus: the collection {name} holds vectors of {_said(theirs)}, but the encoder here is "
-                f"{_said(self._encoder)}; set the encoder back, or set another stores.prefix and send the documents again"
+                f"{_said(self._encoder)}; set the encoder back, or set another stores.prefix "
+                "and send the documents again"
             )
 
     def _create(self, name: str) -> None:
@@ -328,8 +333,8 @@ class MilvusStore:
 
     def _connected(self) -> Any:
         if self._client is None:
-            # pymilvus holds a lock of its process while it connects, until the time-out; ask first whether anybody listens, so
-            # that ten threads don't wait for one another.
+            # pymilvus holds a lock of its process while it connects, until the time-out; ask first whether anybody
+            # listens, so that ten threads don't wait for one another.
             _knock(self._settings)
             with self._opening:
                 if self._client is None:
@@ -411,8 +416,9 @@ def _open(settings: MilvusSettings) -> Any:
         dedicated=True,
         grpc_options=_GRPC_OPTIONS,
     )
-    # With a time-out, pymilvus retries a server that is away until the time-out, and reconnects under a lock of its process. Its
-    # hook for errors is where that can be cut short: gRPC itself connects again. (tests/connected/stores/test_away.py holds it.)
+    # With a time-out, pymilvus retries a server that is away until the time-out, and reconnects under a lock of its
+    # process. Its hook for errors is where that can be cut short: gRPC itself connects again.
+    # (tests/connected/stores/test_away.py holds it.)
     client._handler._on_rpc_error = _give_up
     return client
 

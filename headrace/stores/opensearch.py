@@ -1,9 +1,9 @@
 """The text store: a tenant's chunks with their text in one OpenSearch index, found by BM25.
 
-Metadata is held twice: as it was sent, unindexed, for hits; and as keywords of key and value (`headrace.stores.terms`), for
-filters. OpenSearch's own ways don't fit: mapped fields would grow with every key that a producer thinks of, `flat_object` has no
-numeric ranges and tells neither 1 from "1" nor a dot in a key from a path, and nested documents cost a Lucene document a key for
-every chunk. Terms make equality, ranges and lists exact in one field.
+Metadata is held twice: as it was sent, unindexed, for hits; and as keywords of key and value (`headrace.stores.terms`),
+for filters. OpenSearch's own ways don't fit: mapped fields would grow with every key that a producer thinks of,
+`flat_object` has no numeric ranges and tells neither 1 from "1" nor a dot in a key from a path, and nested documents
+cost a Lucene document a key for every chunk. Terms make equality, ranges and lists exact in one field.
 """
 
 import re

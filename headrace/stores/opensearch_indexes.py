@@ -1,8 +1,8 @@
 """Indexes of which every tenant has one, made when its first row comes, and the bulk writes into them.
 
 Rows are written through an alias, `<index>.write`, which is made with the index and which a bulk request insists on
-(`require_alias`). So OpenSearch, which makes an index of its own guess for whatever is written, never makes one of ours: not when
-two workers are first at once, and not when somebody dropped the index under us.
+(`require_alias`). So OpenSearch, which makes an index of its own guess for whatever is written, never makes one of
+ours: not when two workers are first at once, and not when somebody dropped the index under us.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,9 @@ _NDJSON = "application/x-ndjson"
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """One item of a bulk request. `index` overwrites, `create` wants that nothing is there; `source` is a JSON object."""
+    """One item of a bulk request. `index` overwrites, `create` wants that nothing is there;
+    `source` is a JSON object.
+    """
 
     operation: Literal["index", "create", "delete"]
     tenant: str
@@ -101,7 +103,8 @@ class TenantIndexes:
         return f"{self._prefix}{tenant}{self._suffix}"
 
     def write(self, actions: Iterable[Action]) -> list[Action]:
-        """Write in bulk, return when everything is confirmed. Returns those that lost a compare-and-set; raises for what was refused.
+        """Write in bulk, return when everything is confirmed. Returns those that lost a compare-and-set; raises for
+        what was refused.
 
         An index that is missing is made; a deletion in one has nothing to do.
         """

@@ -1,6 +1,7 @@
 """What the stages and the retrieval need of a store. Everything here blocks (call it from a thread) and is thread-safe.
 
-Every method raises Transient while its server is away or overloaded, and Misconfigured when what is there can't be used.
+Every method raises Transient while its server is away or overloaded, and Misconfigured when what is there can't be
+used.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +43,9 @@ class TextRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a search found: a chunk's id, its document, the searcher's score (higher is better); the row where the searcher has it."""
+    """What a search found: a chunk's id, its document, the searcher's score (higher is better);
+    the row where the searcher has it.
+    """
 
     id: str
     doc_id: str
@@ -128,7 +131,9 @@ class ManifestStore(Protocol):
     """OpenSearch: an index of manifests a tenant."""
 
     def read(self, keys: Iterable[Key]) -> dict[Key, Stored]:
-        """Realtime multi-get over all tenants at once. A document without a manifest gets an empty one, with no `seq_no`."""
+        """Realtime multi-get over all tenants at once.
+        A document without a manifest gets an empty one, with no `seq_no`.
+        """
 
     def write(self, replacements: Mapping[Key, Stored]) -> set[Key]:
         """Replace each manifest if it is still the one with this `seq_no` and `primary_term` (or still absent).

@@ -1,8 +1,9 @@
-"""Metadata as strings that both stores compare exactly: equal values give equal strings, and numbers and texts keep their order.
+"""Metadata as strings that both stores compare exactly: equal values give equal strings, and numbers and texts keep
+their order.
 
-The stores differ from each other, and from Python, in how they compare booleans with numbers, integers with floats, and integers
-beyond 2^53. So neither is given a number: a value becomes its kind (`b`, `n`, `s`, or `e` for an element of a list) and digits or
-text in code-point order, which is also the order of UTF-8 bytes.
+The stores differ from each other, and from Python, in how they compare booleans with numbers, integers with floats, and
+integers beyond 2^53. So neither is given a number: a value becomes its kind (`b`, `n`, `s`, or `e` for an element of a
+list) and digits or text in code-point order, which is also the order of UTF-8 bytes.
 """
 
 import hashlib
@@ -28,7 +29,9 @@ def created_at_ms(moment: datetime) -> int:
 
 
 def key_term(key: str) -> str:
-    """A metadata key as the stores hold it: itself, or a digest where it is long or has characters that a path can't have."""
+    """A metadata key as the stores hold it:
+    itself, or a digest where it is long or has characters that a path can't have.
+    """
     if _plain_key.fullmatch(key):
         return key
     return f"#{_digest(key)}"
@@ -71,7 +74,9 @@ def metadata_keywords(metadata: Mapping[str, MetadataValue]) -> list[str]:
 
 
 def _shortened(text: str) -> str:
-    """The text itself, or its beginning and a digest. No text is as long as the second, so the two are never confused."""
+    """The text itself, or its beginning and a digest.
+    No text is as long as the second, so the two are never confused.
+    """
     encoded = text.encode()
     if len(encoded) <= _KEPT_BYTES:
         return text
@@ -79,7 +84,9 @@ def _shortened(text: str) -> str:
 
 
 def _ordered_digits(number: float) -> str:
-    """Binary scientific notation, exact for every integer and float: sign, exponent, and the digits after the leading 1."""
+    """Binary scientific notation, exact for every integer and float:
+    sign, exponent, and the digits after the leading 1.
+    """
     if number == 0:
         return "1"
     numerator, denominator = abs(number).as_integer_ratio()

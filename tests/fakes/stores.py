@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, Transient
 from headrace.stores import Candidate, Filters, ManifestCount, StoreCount, Stored, TextRow, VectorRow
 from schemas import Key, Manifest
 
@@ -48,6 +48,11 @@ class FakeVectorStore(_Faulty):
         self.check()
         rows = self.collections.get(tenant, {})
         return StoreCount(documents=len({row.doc_id for row in rows.values()}), chunks=len(rows))
+
+    def make_searchable(self, tenant: str, ids: Sequence[str]) -> None:
+        self.check()
+        if missing := set(ids) - self.collections.get(tenant, {}).keys():
+            raise Transient("milvus", f"{len(missing)} rows are not there")
 
     def tenants(self) -> list[str]:
         self.check()
@@ -134,6 +139,9 @@ class FakeTextStore(_Faulty):
         self.check()
         rows = self.indexes.get(tenant, {})
         return StoreCount(documents=len({row.doc_id for row in rows.values()}), chunks=len(rows))
+
+    def make_searchable(self, tenant: str) -> None:
+        self.check()
 
     def tenants(self) -> list[str]:
         self.check()

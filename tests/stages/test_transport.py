@@ -182,11 +182,11 @@ def test_a_workers_memory_does_not_follow_its_backlog(deployment: Deployment) ->
     """500 MB wait before the chunk worker starts; what it takes stays within its buffer, one fetch and the batch at work."""
     kafka = deployment.settings.kafka
     producer = Producer(kafka.confluent() | {"message.max.bytes": 10_485_760, "queue.buffering.max.kbytes": 200_000})
-    text = ("A worker holds a bounded number of bytes, whatever waits for it on the broker. " * 70_000)[: 5 * 1024 * 1024 - 200]
+    text = ("A worker holds a bounded number of bytes, whatever waits for it on the broker. " * 70_000)[
+        : 5 * 1024 * 1024 - 200
+    ]
     for number in range(100):
-        producer.produce(
-            deployment.topic("documents.raw"), b'{"text": "%s"}' % text.encode(), key=f"default/{number}"
-        )
+        producer.produce(deployment.topic("documents.raw"), b'{"text": "%s"}' % text.encode(), key=f"default/{number}")
         producer.poll(0.2 if number % 20 == 0 else 0)
         if number % 20 == 19:
             producer.flush(60)
@@ -195,7 +195,9 @@ def test_a_workers_memory_does_not_follow_its_backlog(deployment: Deployment) ->
     deployment.wait_ready("chunk", worker)
     at_start = _memory(worker.pid, "VmRSS")
     deadline = time.monotonic() + WITHIN_S
-    while _counter(deployment.metrics("chunk"), 'headrace_messages_total{direction="in",lane="bulk",stage="chunk"}') < 4:
+    while (
+        _counter(deployment.metrics("chunk"), 'headrace_messages_total{direction="in",lane="bulk",stage="chunk"}') < 4
+    ):
         assert time.monotonic() < deadline
         assert worker.poll() is None
         time.sleep(0.5)
@@ -213,5 +215,3 @@ def _memory(pid: int, field: str) -> int:
 
 def _counter(metrics: str, name: str) -> float:
     return next((float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(name)), 0.0)
-
-

@@ -7,20 +7,16 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from headrace.cli.kafka import QUIET
-from headrace.config import KafkaSettings, load_settings
-from headrace.errors import Transient
+from headrace.config import KafkaSettings, Settings
 from topics.provisioning import create_topics, existing_topics
 
 
 @pytest.fixture(scope="session")
-def kafka() -> Iterator[KafkaSettings]:
+def kafka(servers: Settings) -> Iterator[KafkaSettings]:
     run = f"test-cli-{uuid4().hex[:8]}-"
-    settings = load_settings().kafka.model_copy(update={"topic_prefix": run, "group_prefix": run, "partitions": 4})
+    settings = servers.kafka.model_copy(update={"topic_prefix": run, "group_prefix": run, "partitions": 4})
     config = {**settings.confluent(), **QUIET}
-    try:
-        create_topics(config, settings.names, partitions=settings.partitions, replication=1)
-    except Transient as exc:
-        pytest.skip(f"{exc}; `headrace up` starts the stack")
+    create_topics(config, settings.names, partitions=settings.partitions, replication=1)
     yield settings
     mine = [topic for topic in existing_topics(config) if topic.startswith(run)]
     admin = AdminClient(config)

@@ -83,7 +83,7 @@ def test_a_vector_that_is_no_number_is_a_bug_and_never_leaves(
     import torch
 
     monkeypatch.setattr(encoder, "_forward", lambda rows: torch.full((len(rows), 384), float("nan")))
-    with pytest.raises(RuntimeError, match="no usable vector .* for 2 of 2 texts on cpu in float32"):
+    with pytest.raises(RuntimeError, match=r"no usable vector .* for 2 of 2 texts on cpu in float32"):
         encoder.encode(["a", "b"])
 
 
@@ -96,7 +96,7 @@ def test_a_batch_too_large_for_the_device_names_the_setting(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(encoder, "_forward", full)
-    with pytest.raises(Misconfigured, match="encoder.batch_size"):
+    with pytest.raises(Misconfigured, match=r"encoder.batch_size"):
         encoder.encode(["a"])
 
 
@@ -107,5 +107,5 @@ def test_half_precision_on_a_cpu_is_refused(precision: str) -> None:
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:
-    with pytest.raises(Misconfigured, match="encoder.device: cuda:63 is not here"):
+    with pytest.raises(Misconfigured, match=r"encoder.device: cuda:63 is not here"):
         SentenceTransformerEncoder(EncoderSettings(device="cuda:63"))

@@ -97,6 +97,17 @@ class TestVectorStore:
         assert {found.doc_id for found in only} == {"d1"}
         assert len(vectors.search(tenant, toward(2), limit=3, filters=Filters())) == 3
 
+    def test_rows_made_searchable_are_found_at_once(self, vectors: VectorStore, tenant: str) -> None:
+        for count in (1, 2, 3):  # the first makes the collection, the others come to one that is being searched
+            name = f"r-{count}"
+            vectors.upsert(tenant, [vector_row(name, direction=count)])
+            vectors.make_searchable(tenant, [name])
+            found = vectors.search(tenant, toward(count), limit=10, filters=Filters())
+            assert (found[0].id, len(found)) == (name, count)
+
+    def test_no_rows_are_searchable_as_they_are(self, vectors: VectorStore, tenant: str) -> None:
+        vectors.make_searchable(tenant, [])
+
     def test_upsert_overwrites(self, vectors: VectorStore, tenant: str, eventually: Wait) -> None:
         for direction in (0, 3, 3):
             vectors.upsert(tenant, [vector_row("r-0", direction=direction)])
@@ -181,6 +192,15 @@ class TestMilvus:
             stranger.search("x", row.vector, limit=1, filters=Filters())
         MilvusStore(settings, ENCODER).check()
 
+    def test_rows_that_do_not_come_to_be_searchable_are_waited_for_again(
+        self, settings: StoreSettings, tenant: str
+    ) -> None:
+        quick = settings.milvus.model_copy(update={"timeout_s": 2.0})
+        store = MilvusStore(settings.model_copy(update={"milvus": quick}), ENCODER)
+        MilvusStore(settings, ENCODER).upsert(tenant, [vector_row("r-0")])
+        with pytest.raises(Transient, match=r"1 stored rows .* can't be found by a search yet"):
+            store.make_searchable(tenant, ["r-0", "r-1"])
+
     def test_a_collection_that_was_dropped_is_made_anew(
         self, settings: StoreSettings, tenant: str, eventually: Wait
     ) -> None:
@@ -239,6 +259,15 @@ class TestTextStore:
         only = texts.search(tenant, "drives", limit=10, filters=parse_filters({"doc_id": ["e"]}))
         assert [found.id for found in only] == ["t-1"]
         assert texts.search(tenant, "nowhere", limit=10, filters=Filters()) == []
+
+    def test_rows_made_searchable_are_found_at_once(self, texts: TextStore, tenant: str) -> None:
+        for count in (1, 2, 3):
+            texts.upsert(tenant, [text_row(f"t-{count}", text="water")])
+            texts.make_searchable(tenant)
+            assert len(texts.search(tenant, "water", limit=10, filters=Filters())) == count
+
+    def test_a_tenant_without_rows_is_searchable_as_it_is(self, texts: TextStore, tenant: str) -> None:
+        texts.make_searchable(tenant)
 
     def test_read_sees_writes_and_deletes_at_once(self, texts: TextStore, tenant: str) -> None:
         row = text_row("t-0", text="first")

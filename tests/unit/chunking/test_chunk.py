@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import get_args
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -110,7 +109,7 @@ def test_a_text_of_only_whitespace_has_no_chunks(
     tokenizer: Tokenizer, strategy: Strategy, content_type: ContentType, text: str
 ) -> None:
     chunks = chunk(text, content_type, Chunking(strategy=strategy), tokenizer)
-    assert (len(chunks), list(chunks), list(chunks.groups(1000))) == (0, [], [])
+    assert (len(chunks), list(chunks)) == (0, [])
 
 
 def test_the_same_input_gives_the_same_chunks(tokenizer: Tokenizer) -> None:
@@ -128,9 +127,6 @@ def test_an_endless_word_becomes_chunks_of_bounded_size(tokenizer: Tokenizer, st
     assert max(len(c.text) for c in chunks) <= 4096
     assert len(chunks) <= 1 + 100_000 // 180
     assert not uncovered(text, chunks)
-    for group in chunks.groups(600_000):
-        assert len(group) <= 64
-        assert len(msgspec.json.encode(group)) <= 600_000 + 2
 
 
 def test_a_cut_inside_a_word_keeps_combining_marks_with_their_letter(tokenizer: Tokenizer) -> None:
@@ -185,17 +181,12 @@ def test_a_sentence_without_end_is_cut_at_words(tokenizer: Tokenizer) -> None:
     assert {word for c in chunks[1:-1] for word in c.text.split()} <= {"word", "end."}
 
 
-def test_chunks_are_a_sequence_and_groups_keep_to_their_bytes(tokenizer: Tokenizer) -> None:
+def test_chunks_are_a_sequence(tokenizer: Tokenizer) -> None:
     chunks = chunk(PROSE * 300, "text/plain", Chunking(max_tokens=32, overlap_tokens=0), tokenizer)
     assert chunks[-1] == list(chunks)[-1]
     assert chunks[2:4] == [chunks[2], chunks[3]]
     with pytest.raises(IndexError):
         chunks[len(chunks)]
-    groups = list(chunks.groups(2000))
-    assert [c for group in groups for c in group] == list(chunks)
-    assert all(len(msgspec.json.encode(group)) <= 2001 for group in groups)
-    assert [len(group) for group in chunks.groups(10**9)][:2] == [64, 64]
-    assert [len(group) for group in chunks.groups(1)] == [1] * len(chunks)
 
 
 def test_a_chunk_is_the_schema_of_the_wire(tokenizer: Tokenizer) -> None:

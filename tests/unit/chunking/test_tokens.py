@@ -66,7 +66,7 @@ def test_what_the_encoder_can_read_is_what_its_folder_says(
 def test_a_broken_model_folder_is_misconfigured(tmp_path: Path, model_folder: Path, content: str) -> None:
     shutil.copy(model_folder / "tokenizer.json", tmp_path)
     (tmp_path / "sentence_bert_config.json").write_text(content)
-    with pytest.raises(Misconfigured, match="sentence_bert_config.json is not"):
+    with pytest.raises(Misconfigured, match=r"sentence_bert_config.json is not"):
         load_tokenizer(tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_a_broken_model_folder_is_misconfigured(tmp_path: Path, model_folder: Pa
     ("chunking", "message"),
     [
         (Chunking(max_tokens=257), "max_tokens is 257, but the encoder reads at most 256"),
-        (Chunking(max_tokens=2, overlap_tokens=0), "at least 3 are needed"),
+        (Chunking(max_tokens=7, overlap_tokens=0), "at least 8 are needed"),
         (Chunking(max_tokens=64, overlap_tokens=64), "leaves no room for new text"),
         (Chunking(max_tokens=64, overlap_tokens=62), "leaves no room for new text"),
         (Chunking(strategy="sentence", max_tokens=64), "leaves no room for new text"),
@@ -89,7 +89,7 @@ def test_chunkings_that_the_encoder_cannot_read_are_refused(chunking: Chunking, 
     "chunking",
     [
         Chunking(),
-        Chunking(max_tokens=3, overlap_tokens=0),
+        Chunking(max_tokens=8, overlap_tokens=0),
         Chunking(max_tokens=64, overlap_tokens=61),
         Chunking(strategy="hierarchical", max_tokens=64, overlap_tokens=64),
     ],

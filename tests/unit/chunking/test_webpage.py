@@ -51,20 +51,10 @@ def test_every_character_leads_back_to_its_place_in_the_source() -> None:
 
 
 pieces = st.sampled_from(
-    ["<", ">", "</", "<!--", "-->", "<!", "<![", "<a ", "b=", "'", '"', "&", "&#", "&#x", "&lt", ";", "<pre>", "</pre>"]
-    + [
-        "<h1>",
-        "</h2>",
-        "<p>",
-        "<br>",
-        "<script>",
-        "</script>",
-        "<template>",
-        "</template>",
-        "<title>",
-        "\x00",
-        "\r\n",
-        " ",
+    [
+        *("<", ">", "</", "<!--", "-->", "<!", "<![", "<a ", "b=", "'", '"', "&", "&#", "&#x", "&lt", ";"),
+        *("<pre>", "</pre>", "<h1>", "</h2>", "<p>", "<br>", "<script>", "</script>", "<template>", "</template>"),
+        *("<title>", "\x00", "\r\n", " "),
     ]
 )
 

@@ -102,6 +102,7 @@ def test_impossible_settings_exit_with_3_and_one_line(
 def test_a_server_that_is_away_exits_with_4_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("headrace.cli.kafka.ANSWER_WITHIN_S", 1.0)
     monkeypatch.setenv("HEADRACE_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
     code, out, err = run(capsys, "dead", "list")
     assert (code, out, err.count("\n")) == (4, "", 1)
@@ -144,9 +145,9 @@ def test_the_first_worker_that_ends_stops_the_others_and_gives_the_exit_code() -
 
 def test_a_signal_is_passed_on_to_every_worker() -> None:
     child = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), sys.exit(0)))\n"
-        "print('up', flush=True)\n"
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b'asked\\n'), sys.exit(0)))\n"
+        "os.write(1, b'up\\n')\n"
         "time.sleep(60)"
     )
     parent = (

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.unit.contract.contract_examples import EXAMPLES
 
 from schemas import Manifest, decode, encode
 from schemas.document import Deletion, Document, read_document
+from tests.unit.contract.contract_examples import EXAMPLES
 from topics.contract import MESSAGES
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"

@@ -9,7 +9,6 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import msgspec
 import pytest
-from tests.unit.contract.contract_examples import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from headrace.stores.filters import parse_filters
 from schemas import Answer, Document, Query, decode, encode
 from schemas.document import Deletion, read_document
 from schemas.key import parse_key
+from tests.unit.contract.contract_examples import EXAMPLES
 from topics import TOPICS, contract
 from topics.fields import ABOUT, FIELDS
 from topics.provisioning import topic_config

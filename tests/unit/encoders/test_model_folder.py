@@ -63,7 +63,7 @@ def test_a_hub_model_goes_by_its_hub_name() -> None:
 
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Misconfigured, match="has no config.json and no tokenizer.json"):
+    with pytest.raises(Misconfigured, match=r"has no config.json and no tokenizer.json"):
         model_folder(EncoderSettings(model=str(tmp_path)))
 
 

@@ -79,7 +79,7 @@ def test_no_filters() -> None:
     ],
 )
 def test_what_is_not_of_the_contracts_form_is_refused(raw: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match="^filters: ") as refusal:
+    with pytest.raises(ValueError, match=r"^filters: ") as refusal:
         parse_filters(raw)
     assert says in str(refusal.value)
 

@@ -1,0 +1,145 @@
+"""The worker processes of a chaos run and the small supervisor that brings back whoever ended."""
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from tests.chaos.workload import WORKERS
+from tests.conftest import READY_WITHIN_S, Deployment, free_ports
+from topics import GROUPS
+
+SESSION_TIMEOUT_S = 6.0
+_ENVIRONMENT = {
+    "HEADRACE_WORKER__SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
+    # Many processes share two cores here.
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass
+class Worker:
+    name: str
+    stage: str
+    port: int
+    process: subprocess.Popen[bytes]
+    started_at: float
+    ready_at: float | None = None
+    stopped_at: float | None = None
+    """Since when it is held by SIGSTOP."""
+
+    @property
+    def ready(self) -> bool:
+        return self.ready_at is not None and self.stopped_at is None and self.process.poll() is None
+
+
+@dataclass(frozen=True)
+class End:
+    """How a process ended. `blow` is the signal that it was sent, None if it ended by itself."""
+
+    at: float
+    worker: str
+    code: int
+    blow: str | None
+
+
+@dataclass
+class Supervisor:
+    """Starts every worker again that ends. Times are monotonic."""
+
+    deployment: Deployment
+    workers: dict[str, Worker] = field(default_factory=dict)
+    ends: list[End] = field(default_factory=list)
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds from a blow to ready again, by stage."""
+    _blows: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def start_all(self) -> None:
+        names = [(stage, number) for stage in GROUPS for number in range(WORKERS[stage])]
+        first = free_ports(len(names))
+        for port, (stage, number) in enumerate(names, start=first):
+            self._start(f"{stage}-{number}", stage, port)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while any(not worker.ready for worker in self.workers.values()):
+            self.bring_back()
+            missing = [worker.name for worker in self.workers.values() if not worker.ready]
+            assert time.monotonic() < deadline, f"not ready: {missing}\n{self.log_tails()}"
+            time.sleep(0.1)
+
+    def bring_back(self) -> None:
+        """Start again whoever has ended. Call it often."""
+        for worker in list(self.workers.values()):
+            code = worker.process.poll()
+            if code is None:
+                continue
+            blow, _ = self._blows.get(worker.name, (None, 0.0))
+            self.ends.append(End(time.monotonic(), worker.name, code, blow))
+            self._start(worker.name, worker.stage, worker.port)
+
+    def strike(self, name: str, action: str) -> None:
+        worker = self.workers[name]
+        if action == "SIGSTOP":
+            worker.stopped_at = time.monotonic()
+        else:
+            self._blows[name] = (action, time.monotonic())
+            worker.ready_at = None
+        worker.process.send_signal(signal.Signals[action])
+
+    def wake(self, *, asleep_s: float) -> None:
+        """Let those go on who were held for so long."""
+        for worker in self.workers.values():
+            if worker.stopped_at is not None and time.monotonic() - worker.stopped_at >= asleep_s:
+                worker.stopped_at = None
+                worker.process.send_signal(signal.SIGCONT)
+
+    def of(self, stage: str) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.stage == stage]
+
+    def stop(self) -> dict[str, int]:
+        """SIGTERM to all; their exit codes, -9 for one that had to be killed."""
+        self.wake(asleep_s=0)
+        for worker in self.workers.values():
+            worker.process.send_signal(signal.SIGTERM)
+        codes = {}
+        for worker in self.workers.values():
+            try:
+                codes[worker.name] = worker.process.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                codes[worker.name] = worker.process.wait()
+        return codes
+
+    def log_tails(self, characters: int = 2500) -> str:
+        tails = [
+            f"--- {name}.log\n{(self.deployment.logs / f'{name}.log').read_text(errors='replace')[-characters:]}"
+            for name in self.workers
+        ]
+        return "\n".join(tails)
+
+    def _start(self, name: str, stage: str, port: int) -> None:
+        environment: Mapping[str, str] = _ENVIRONMENT | {
+            # The setting is the first stage's port.
+            "HEADRACE_WORKER__PORT": str(port - GROUPS.index(stage)),
+            "HEADRACE_WORKER__DATA_DIR": str(self.deployment.logs.parent / "data" / name),
+        }
+        process = self.deployment.start(stage, name=name, environment=environment)
+        worker = self.workers[name] = Worker(name, stage, port, process, time.monotonic())
+        threading.Thread(target=self._await_ready, args=(worker,), daemon=True).start()
+
+    def _await_ready(self, worker: Worker) -> None:
+        while worker.process.poll() is None:
+            with suppress(URLError, OSError), urlopen(f"http://127.0.0.1:{worker.port}/readyz", timeout=2):
+                worker.ready_at = time.monotonic()
+                _, struck_at = self._blows.pop(worker.name, (None, None))
+                if struck_at is not None:
+                    self.recoveries.setdefault(worker.stage, []).append(worker.ready_at - struck_at)
+                return
+            time.sleep(0.2)

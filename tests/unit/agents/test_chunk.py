@@ -1,0 +1,225 @@
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+import orjson
+import pytest
+
+from agents.chunk import Chunker, Incoming
+from agents.stage import Item, Outgoing
+from headrace.errors import Poison
+from headrace.stores import Stored
+from schemas import ChunkBatch, Chunking, DocumentEvent, Key, Live, Revision, decode
+from tests.fakes.encoder import FakeTokenizer
+from tests.fakes.records import ARRIVED_MS, record
+from tests.fakes.stores import FakeManifestStore
+from topics import Lane
+
+KEY = Key("default", "d")
+TEXT = " ".join(f"w{place}" for place in range(100))
+
+
+class RacedManifestStore(FakeManifestStore):
+    """Somebody else writes between this one's reads and writes, as long as there are `intruders`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intruders: list[Callable[[Stored], Stored]] = []
+        self.reads = 0
+
+    def read(self, keys: Iterable[Key]) -> dict[Key, Stored]:
+        self.reads += 1
+        return super().read(keys)
+
+    def write(self, replacements: Mapping[Key, Stored]) -> set[Key]:
+        if self.intruders:
+            super().write({KEY: self.intruders.pop(0)(super().read([KEY])[KEY])})
+        return super().write(replacements)
+
+
+@pytest.fixture
+def manifests() -> RacedManifestStore:
+    return RacedManifestStore()
+
+
+@pytest.fixture
+def chunker(manifests: RacedManifestStore) -> Chunker:
+    return Chunker(
+        tokenizer=FakeTokenizer(),
+        encoder="test/model",
+        encoder_max_tokens=256,
+        default=Chunking(max_tokens=12, overlap_tokens=0),
+        manifests=manifests,
+    )
+
+
+def document(**fields: object) -> bytes:
+    return orjson.dumps({"text": "one two", **fields})
+
+
+def arrived(chunker: Chunker, value: bytes | None, *, lane: Lane = "bulk", **where: int) -> Item[Incoming]:
+    came = record(value, key=KEY.encode(), lane=lane, **where)
+    return Item(record=came, message=chunker.decode(came))
+
+
+def batches(outgoing: Iterable[Outgoing]) -> list[ChunkBatch]:
+    return [decode(one.value or b"", ChunkBatch) for one in outgoing if one.topic.startswith("documents.chunks")]
+
+
+def statuses(outgoing: Iterable[Outgoing]) -> list[str]:
+    return [decode(one.value or b"", DocumentEvent).status for one in outgoing if one.topic == "documents.events"]
+
+
+def make_live(manifests: FakeManifestStore, chunks: int = 1) -> None:
+    stored = manifests.read([KEY])[KEY]
+    assert stored.manifest.intake is not None
+    live = Live(revision=stored.manifest.intake.content, chunks=chunks, at=stored.manifest.intake.at)
+    manifests.write(
+        {KEY: msgspec.structs.replace(stored, manifest=msgspec.structs.replace(stored.manifest, live=live))}
+    )
+
+
+class TestDecode:
+    @pytest.mark.parametrize(
+        ("value", "code"),
+        [
+            (b"{", "bad_json"),
+            (b"\xff", "bad_json"),
+            (b"null", "bad_document"),
+            (b"[]", "bad_document"),
+            (b"{}", "bad_document"),
+            (document(version=2**63), "bad_document"),
+            (document(created_at="2026-01-01T00:00:00"), "bad_document"),
+            (document(created_at="0001-01-01T00:00:00+12:00"), "bad_document"),
+            (document(source_confidence=1.5), "bad_document"),
+            (document(op="delete", tenant="other"), "key_mismatch"),
+            (document(doc_id="other"), "key_mismatch"),
+            (document(tenant="other"), "key_mismatch"),
+            (document(metadata={"a": "x" * 70_000}), "attributes_too_large"),
+            (document(chunking={"max_tokens": 7}), "bad_chunking"),
+            (document(chunking={"max_tokens": 257}), "bad_chunking"),
+        ],
+    )
+    def test_what_can_never_be_processed_is_poison(self, chunker: Chunker, value: bytes, code: str) -> None:
+        with pytest.raises(Poison) as refused:
+            arrived(chunker, value)
+        assert refused.value.code == code
+
+    @pytest.mark.parametrize("key", [None, b"", b"d", b"/d", b"Default/d", b"default/", b"default/\xff"])
+    def test_a_key_of_another_form_is_poison(self, chunker: Chunker, key: bytes | None) -> None:
+        with pytest.raises(Poison) as refused:
+            chunker.decode(record(document(), key=key))
+        assert refused.value.code == "bad_key"
+
+    def test_a_record_without_a_value_and_a_deletion_are_the_end_of_a_document(self, chunker: Chunker) -> None:
+        for value in (None, b'{"op": "delete"}'):
+            message = arrived(chunker, value).message
+            assert message.revision == Revision(
+                version=ARRIVED_MS, timestamp=ARRIVED_MS, offset=0, fingerprint="deleted"
+            )
+
+    def test_the_records_time_stands_in_for_what_the_producer_does_not_say(self, chunker: Chunker) -> None:
+        message = arrived(chunker, document(), offset=7).message
+        assert (message.revision.version, message.revision.timestamp) == (ARRIVED_MS, ARRIVED_MS)
+        assert message.revision.offset == 7
+        assert message.attributes.created_at.timestamp() * 1000 == ARRIVED_MS
+
+    def test_a_named_version_counts_and_the_record_breaks_ties(self, chunker: Chunker) -> None:
+        message = arrived(chunker, document(version=3), offset=7).message
+        assert message.revision.order == (3, ARRIVED_MS, 7)
+
+    @pytest.mark.parametrize(
+        ("asked", "overlap"),
+        [
+            ({"max_tokens": 64, "overlap_tokens": 31}, 31),
+            ({"max_tokens": 64, "overlap_tokens": 32}, 16),
+            ({"max_tokens": 64}, 16),
+            ({"max_tokens": 8}, 2),
+            ({"max_tokens": 256}, 64),
+        ],
+    )
+    def test_an_overlap_that_leaves_no_room_becomes_a_quarter(
+        self, chunker: Chunker, asked: dict[str, int], overlap: int
+    ) -> None:
+        chunking = arrived(chunker, document(chunking=asked)).message.chunking
+        assert (chunking.max_tokens, chunking.overlap_tokens) == (asked["max_tokens"], overlap)
+
+
+class TestWork:
+    async def test_a_document_is_cut_and_its_version_noted(
+        self, chunker: Chunker, manifests: RacedManifestStore
+    ) -> None:
+        came = arrived(chunker, document(text=TEXT, title="T"))
+        outgoing = await chunker.work([came])
+        [batch] = batches(outgoing)
+        assert (batch.total, batch.first, len(batch.chunks)) == (10, 0, 10)
+        assert " ".join(chunk.text for chunk in batch.chunks) == TEXT
+        assert (batch.key, batch.revision, batch.attributes.title) == (KEY, came.message.revision, "T")
+        assert [(one.topic, one.key, one.chunks) for one in outgoing] == [("documents.chunks", b"default/d", 10)]
+        intake = manifests.stored[KEY].manifest.intake
+        assert intake is not None
+        assert (intake.revision, intake.chunks) == (came.message.revision, 10)
+
+    async def test_an_urgent_document_stays_on_the_urgent_lane(self, chunker: Chunker) -> None:
+        outgoing = await chunker.work([arrived(chunker, document(), lane="urgent")])
+        assert [one.topic for one in outgoing] == ["documents.chunks.urgent"]
+
+    async def test_many_chunks_travel_in_batches_of_64(self, chunker: Chunker) -> None:
+        long = " ".join(["word"] * 1300)
+        found = batches(await chunker.work([arrived(chunker, document(text=long))]))
+        assert [(batch.first, len(batch.chunks), batch.total) for batch in found] == [
+            (0, 64, 130),
+            (64, 64, 130),
+            (128, 2, 130),
+        ]
+
+    @pytest.mark.parametrize("value", [None, b'{"op": "delete"}', document(text=" \n ")])
+    async def test_a_version_without_chunks_travels_as_one_empty_batch(
+        self, chunker: Chunker, value: bytes | None
+    ) -> None:
+        [batch] = batches(await chunker.work([arrived(chunker, value)]))
+        assert (batch.total, batch.first, batch.chunks) == (0, 0, [])
+        assert batch.deleted is not (value or b"").startswith(b'{"text"')
+
+    async def test_the_same_record_again_gives_the_same_messages(self, chunker: Chunker) -> None:
+        first = await chunker.work([arrived(chunker, document(text=TEXT))])
+        assert await chunker.work([arrived(chunker, document(text=TEXT))]) == first
+
+    async def test_what_is_live_already_is_not_sent_again(
+        self, chunker: Chunker, manifests: RacedManifestStore
+    ) -> None:
+        await chunker.work([arrived(chunker, document())])
+        make_live(manifests)
+        outgoing = await chunker.work([arrived(chunker, document(), offset=1)])
+        assert (batches(outgoing), statuses(outgoing)) == ([], ["unchanged"])
+
+    async def test_an_older_version_is_superseded_also_within_one_batch(self, chunker: Chunker) -> None:
+        outgoing = await chunker.work(
+            [arrived(chunker, document(version=2)), arrived(chunker, document(version=1), offset=1)]
+        )
+        assert [batch.revision.version for batch in batches(outgoing)] == [2]
+        assert statuses(outgoing) == ["superseded"]
+
+    async def test_versions_of_one_batch_are_noted_one_upon_the_other(
+        self, chunker: Chunker, manifests: RacedManifestStore
+    ) -> None:
+        await chunker.work([arrived(chunker, document(version=1)), arrived(chunker, document(version=2), offset=1)])
+        assert manifests.reads == 1
+        intake = manifests.stored[KEY].manifest.intake
+        assert intake is not None
+        assert intake.revision.version == 2
+
+    async def test_conflicting_intake_is_read_again(self, chunker: Chunker, manifests: RacedManifestStore) -> None:
+        newer = Chunker(
+            tokenizer=FakeTokenizer(),
+            encoder="test/model",
+            encoder_max_tokens=256,
+            default=chunker.default,
+            manifests=FakeManifestStore(),
+        )
+        await newer.work([arrived(newer, document(version=9), offset=9)])
+        theirs = newer.manifests.read([KEY])[KEY].manifest
+        manifests.intruders.append(lambda stored: msgspec.structs.replace(stored, manifest=theirs))
+        outgoing = await chunker.work([arrived(chunker, document(version=1))])
+        assert manifests.reads == 2
+        assert (batches(outgoing), statuses(outgoing)) == ([], ["superseded"])
+        assert manifests.stored[KEY].manifest == theirs

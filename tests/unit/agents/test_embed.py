@@ -1,0 +1,93 @@
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from agents.embed import Embedder, decode_chunks
+from agents.stage import Outgoing, check_size
+from headrace.encoders import Vectors
+from headrace.errors import Poison
+from schemas import Attributes, Chunk, ChunkBatch, EmbeddingBatch, EncoderIdentity, Revision, decode
+from schemas.batches import unpack_vectors
+from tests.fakes.encoder import FakeEncoder
+from tests.fakes.records import item, record
+
+REVISION = Revision(version=1, timestamp=2, offset=3, fingerprint="f")
+ATTRIBUTES = Attributes(created_at=datetime(2026, 1, 1, tzinfo=UTC), title="T")
+
+
+def batch(*texts: str, doc_id: str = "d", first: int = 0, deleted: bool = False) -> ChunkBatch:
+    chunks = [
+        Chunk(ordinal=first + place, text=text, start=0, end=len(text), tokens=3) for place, text in enumerate(texts)
+    ]
+    return ChunkBatch(
+        tenant="default",
+        doc_id=doc_id,
+        revision=REVISION,
+        total=first + len(texts),
+        first=first,
+        attributes=ATTRIBUTES,
+        chunks=chunks,
+        deleted=deleted,
+    )
+
+
+def embedded(outgoing: Sequence[Outgoing]) -> list[EmbeddingBatch]:
+    return [decode(one.value or b"", EmbeddingBatch) for one in outgoing]
+
+
+async def test_every_chunk_gets_the_vector_of_its_text() -> None:
+    encoder = FakeEncoder()
+    outgoing = await Embedder(encoder=encoder).work([item(batch("a", "b")), item(batch("c", doc_id="e"))])
+    assert encoder.calls == [["a", "b", "c"]]
+    for message in embedded(outgoing):
+        expected = np.array([encoder.vector(chunk.text) for chunk in message.chunks])
+        assert (unpack_vectors(message.vectors, message.dimension) == expected).all()
+
+
+async def test_a_batch_keeps_all_that_it_had() -> None:
+    sent = batch("a", "b", first=64)
+    [found] = embedded(await Embedder(encoder=FakeEncoder()).work([item(sent)]))
+    assert {name: getattr(found, name) for name in ChunkBatch.__struct_fields__} == {
+        name: getattr(sent, name) for name in ChunkBatch.__struct_fields__
+    }
+    assert (found.encoder, found.dimension) == ("test/four-dimensions", 4)
+
+
+@pytest.mark.parametrize(("lane", "topic"), [("bulk", ""), ("urgent", ".urgent")])
+async def test_the_lane_stays(lane: str, topic: str) -> None:
+    [sent] = await Embedder(encoder=FakeEncoder()).work([item(batch("a"), lane=lane)])  # type: ignore[arg-type]
+    assert (sent.topic, sent.key) == (f"documents.embeddings{topic}", b"default/d")
+
+
+async def test_the_encoder_is_not_asked_for_nothing() -> None:
+    encoder = FakeEncoder()
+    [found] = embedded(await Embedder(encoder=encoder).work([item(batch(deleted=True))]))
+    assert encoder.calls == []
+    assert (found.chunks, found.vectors, found.deleted) == ([], "", True)
+
+
+async def test_what_would_be_too_large_with_its_vectors_travels_in_several_records() -> None:
+    class Wide(FakeEncoder):
+        identity = EncoderIdentity(name="test/wide", dimension=4096, normalised=True)
+
+        def encode(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
+            return np.tile(np.arange(len(texts), dtype=np.float32)[:, None], 4096)
+
+    outgoing = await Embedder(encoder=Wide()).work([item(batch(*(["text"] * 64), first=64))])
+    for one in outgoing:
+        check_size(one)
+    found = embedded(outgoing)
+    assert len(found) > 1
+    assert [chunk.ordinal for part in found for chunk in part.chunks] == list(range(64, 128))
+    assert [part.first for part in found] == [part.chunks[0].ordinal for part in found]
+    vectors = np.concatenate([unpack_vectors(part.vectors, 4096) for part in found])
+    assert vectors[:, 0].tolist() == list(range(64))
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{", b"{}", b"[]"])
+def test_what_is_no_batch_is_poison(value: bytes | None) -> None:
+    with pytest.raises(Poison) as refused:
+        decode_chunks(record(value))
+    assert refused.value.code == "bad_json"

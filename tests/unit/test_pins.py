@@ -1,0 +1,95 @@
+"""`agents/transport.py` stands on private seams of two pinned libraries; before a pin moves, look at each of these again."""
+
+import inspect
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import aiokafka
+import faust
+import pytest
+from faust.transport.drivers import aiokafka as driver
+
+from agents import transport
+
+PINS = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0"}
+ROOT = Path(__file__).parents[2]
+
+OVERRIDDEN = [
+    (driver.Consumer, "_new_consumer_thread", "self"),
+    (driver.Consumer, "_to_message", "self tp record"),
+    (driver.Consumer, "ack", "self message"),
+    (driver.Consumer, "_filter_tps_with_pending_acks", "self topics"),
+    (driver.Consumer, "_new_offset", "self tp"),
+    (driver.Consumer, "_add_gap", "self tp offset_from offset_to"),
+    (driver.Consumer, "perform_seek", "self"),
+    (driver.Consumer, "on_partitions_revoked", "self revoked"),
+    (driver.Consumer, "wait_empty", "self"),
+    (driver.Consumer, "_getmany", "self active_partitions timeout"),
+    (driver.Consumer, "wait_first", "self coros timeout"),
+    (driver.AIOKafkaConsumerThread, "_create_worker_consumer", "self transport"),
+    (driver.Producer, "_settings_extra", "self"),
+    (faust.App, "_new_transport", "self"),
+    (faust.App, "_new_producer_transport", "self"),
+]
+CALLED = [
+    (driver.Consumer, "commit_and_end_transactions", "self"),
+    (driver.Consumer, "assignment", "self"),
+    (driver.Consumer, "highwater", "self tp"),
+    (driver.AIOKafkaConsumerThread, "_ensure_consumer", "self"),
+    (driver.AIOKafkaConsumerThread, "call_thread", "self fun args kwargs"),
+    (driver.Producer, "send", "self topic key value partition timestamp headers transactional_id"),
+]
+OURS = {
+    driver.Consumer: transport.Consumer,
+    driver.AIOKafkaConsumerThread: transport.ConsumerThread,
+    driver.Producer: transport.Producer,
+    faust.App: transport.App,
+}
+
+
+@pytest.mark.parametrize(("name", "pinned"), PINS.items())
+def test_what_is_installed_is_what_is_pinned(name: str, pinned: str) -> None:
+    assert version(name) == pinned
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"{name}=={pinned}" in project["dependencies"]
+
+
+def test_the_lock_has_the_same_pins() -> None:
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    for name, pinned in PINS.items():
+        assert any(line.startswith(f"{name}=={pinned} ") for line in lock)
+
+
+@pytest.mark.parametrize(("owner", "name", "parameters"), [*OVERRIDDEN, *CALLED], ids=lambda value: str(value))
+def test_a_private_seam_is_as_it_was(owner: type[Any], name: str, parameters: str) -> None:
+    assert " ".join(inspect.signature(getattr(owner, name)).parameters) == parameters
+
+
+@pytest.mark.parametrize(("owner", "name", "parameters"), OVERRIDDEN, ids=lambda value: str(value))
+def test_an_override_has_the_signature_of_what_it_replaces(owner: type[Any], name: str, parameters: str) -> None:
+    ours, theirs = vars(OURS[owner])[name], getattr(owner, name)
+    assert " ".join(inspect.signature(ours).parameters) == parameters
+    assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(theirs)
+
+
+def test_every_override_is_looked_at_here() -> None:
+    looked_at = {(owner, name) for owner, name, _ in OVERRIDDEN}
+    found = {
+        (owner, name)
+        for owner, ours in OURS.items()
+        for name, member in vars(ours).items()
+        if inspect.isfunction(member) and not name.startswith("__") and hasattr(owner, name)
+    }
+    assert found == looked_at
+
+
+def test_aiokafkas_own_seams_are_there() -> None:
+    consumer = inspect.getsource(aiokafka.AIOKafkaConsumer)
+    assert "self._fetch_max_bytes = fetch_max_bytes" in consumer
+    assert "self._coordinator = GroupCoordinator(" in consumer
+    from aiokafka.consumer.group_coordinator import GroupCoordinator
+
+    assert "self.generation = " in inspect.getsource(GroupCoordinator.__init__)
+    assert [*inspect.signature(GroupCoordinator.fetch_committed_offsets).parameters] == ["self", "partitions"]
