@@ -92,9 +92,10 @@ def _checked(store: C) -> C:
 
 
 class CachedPartitions:
-    """How many partitions a topic has; looks again at most every few seconds, so a new reply topic is known soon."""
+    """How many partitions a topic has. A new topic is known within a second, a deleted one is forgotten within half a minute."""
 
-    FRESH_S = 5.0
+    NEW_AFTER_S = 1.0
+    GONE_AFTER_S = 30.0
 
     def __init__(self, kafka: dict[str, Any]) -> None:
         self._kafka = kafka
@@ -103,7 +104,8 @@ class CachedPartitions:
 
     def __call__(self, topic: str) -> int | None:
         """Raises Transient when no broker answers."""
-        if topic not in self._topics and time.monotonic() - self._looked > self.FRESH_S:
+        age = time.monotonic() - self._looked
+        if age > self.GONE_AFTER_S or (topic not in self._topics and age > self.NEW_AFTER_S):
             self._topics = existing_topics(self._kafka)
             self._looked = time.monotonic()
         return self._topics.get(topic)

@@ -91,7 +91,7 @@ class Chunker:
         attributes = _attributes(document, record)
         content = DELETED_FINGERPRINT
         if isinstance(document, Document):
-            chunking = _readable(document.chunking) if document.chunking is not None else self.default
+            chunking = self._readable(document.chunking) if document.chunking is not None else self.default
             try:
                 check_chunking(
                     chunking, encoder_max_tokens=self.encoder_max_tokens, special_tokens=self.tokenizer.special_tokens
@@ -102,6 +102,12 @@ class Chunker:
         version = record.timestamp if document.version is None else document.version
         revision = Revision(version=version, timestamp=record.timestamp, offset=record.offset, fingerprint=content)
         return Incoming(key=key, document=document, revision=revision, attributes=attributes, chunking=chunking)
+
+    def _readable(self, chunking: Chunking) -> Chunking:
+        """Small chunks, asked for without a word of their overlap, get one that leaves room for new text."""
+        if chunking.overlap_tokens < chunking.max_tokens - self.tokenizer.special_tokens:
+            return chunking
+        return msgspec.structs.replace(chunking, overlap_tokens=chunking.max_tokens // 4)
 
     async def work(self, batch: Sequence[Item[Incoming]]) -> list[Outgoing]:
         return await asyncio.to_thread(self._work, batch)
@@ -169,15 +175,6 @@ def _attributes(document: Document | Deletion, record: Record) -> Attributes:
     except ValueError as exc:
         raise Poison("attributes_too_large", str(exc)) from exc
     return attributes
-
-
-def _readable(chunking: Chunking) -> Chunking:
-    """A document that asks for small chunks and says nothing of their overlap
-    gets one that leaves room for new text.
-    """
-    if chunking.overlap_tokens < chunking.max_tokens // 2:
-        return chunking
-    return msgspec.structs.replace(chunking, overlap_tokens=chunking.max_tokens // 4)
 
 
 def _batches(incoming: Incoming, chunks: Chunks, lane: Lane) -> Iterator[Outgoing]:

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
@@ -36,7 +37,7 @@ log = structlog.get_logger("headrace.stage")
 T = TypeVar("T")
 ATTEMPTS = 3
 """Times that a record may bring a worker down before it is Poison."""
-RETRY_WAIT = wait_exponential_jitter(initial=0.2, max=15.0, jitter=1.0)
+RETRY_WAIT = wait_exponential_jitter(multiplier=0.2, max=15.0, jitter=1.0)
 RECORD_OVERHEAD_BYTES = 256
 """A batch's header, a record's lengths and varints: more than Kafka's format adds to one record."""
 
@@ -83,7 +84,7 @@ class Stage(Generic[T]):
     """What a stage is, beside its name: a pure `decode`, and `work` on a batch, which returns when its own writes are
     confirmed.
 
-    `decode` raises Poison for what can't be read. `work` gets messages in the order they came, of one lane, and may be
+    `decode` raises Poison for what can't be read, and asks no server. `work` gets messages in the order they came, of one lane, and may be
     called again with the same ones or a part of them.
     """
 
@@ -195,34 +196,36 @@ class StageRunner(Generic[T]):
         """Everything of a batch is confirmed and acked when this returns, in order,
         up to the record that broke it if one did.
         """
-        name = self.stage.name
-        outgoing: list[Outgoing] = []
+        place = {id(record): position for position, (_, record) in enumerate(batch)}
+        settled: list[tuple[int, Poison | Sequence[Outgoing]]] = []
         items: list[Item[T]] = []
         crash: tuple[int, Exception] | None = None
-        index = {id(record): position for position, (_, record) in enumerate(batch)}
-        with _timed(name, "decode"):
-            for _, record in batch:
+        with _timed(self.stage.name, "decode"):
+            for position, (_, record) in enumerate(batch):
                 try:
                     items.append(Item(record=record, message=self.stage.decode(record)))
                 except Poison as poison:
-                    outgoing += self._bury(record, poison, attempts=1)
+                    settled.append((position, poison))
                 except Exception as bug:
-                    crash = (index[id(record)], bug)
+                    crash = (position, bug)
                     break
-        for outcome in await self._work(items):
-            if isinstance(outcome, _Broken):
-                crash = (index[id(outcome.item.record)], outcome.error)
-            elif isinstance(outcome, _Dead):
-                outgoing += self._bury(outcome.item.record, outcome.poison, attempts=1)
+        for item, outcome in await self._work(items):
+            if isinstance(outcome, Exception) and not isinstance(outcome, Poison):
+                crash = (place[id(item.record)], outcome)
             else:
-                outgoing += outcome.outgoing
-        if crash is None:
-            await self._confirm(batch, outgoing)
-            return
-        position, error = crash
-        await self._confirm(batch[:position], outgoing)
-        await self._count_the_crash(batch[position], error)
-        await self._process(batch[position + 1 :])
+                settled.append((place[id(item.record)], outcome))
+        end = len(batch) if crash is None else crash[0]
+        outgoing: list[Outgoing] = []
+        for position, outcome in sorted(settled, key=itemgetter(0)):
+            if position >= end:
+                break
+            if isinstance(outcome, Poison):
+                outcome = self._bury(batch[position][1], outcome, attempts=1)  # noqa: PLW2901
+            outgoing += outcome
+        await self._confirm(batch[:end], outgoing)
+        if crash is not None:
+            await self._count_the_crash(batch[end], crash[1])
+            await self._process(batch[end + 1 :])
 
     async def _confirm(self, batch: Sequence[tuple[Any, Record]], outgoing: Sequence[Outgoing]) -> None:
         name = self.stage.name
@@ -243,23 +246,22 @@ class StageRunner(Generic[T]):
     async def _work(self, items: Sequence[Item[T]]) -> list["_Outcome[T]"]:
         """Work on a batch; where something in it can't be worked on, halve it until what is wrong stands alone.
 
-        Stops at the first item that breaks the worker: nothing after it has an outcome.
+        Each outcome is that of an item and of those after it, up to the next outcome's. Stops at the first item that breaks the
+        worker: nothing after it has an outcome.
         """
         if not items:
             return []
         try:
             with _timed(self.stage.name, "work"):
-                return [_Done(await self._until_the_servers_are_there(items))]
+                return [(items[0], await self._until_the_servers_are_there(items))]
         except (Misconfigured, asyncio.CancelledError):
             raise
         except Exception as error:
             if len(items) == 1:
-                if isinstance(error, Poison):
-                    return [_Dead(items[0], error)]
-                return [_Broken(items[0], error)]
+                return [(items[0], error)]
         middle = len(items) // 2
         outcomes = await self._work(items[:middle])
-        if outcomes and isinstance(outcomes[-1], _Broken):
+        if outcomes and isinstance(outcomes[-1][1], Exception) and not isinstance(outcomes[-1][1], Poison):
             return outcomes
         return outcomes + await self._work(items[middle:])
 
@@ -344,24 +346,7 @@ class StageRunner(Generic[T]):
         return [dead, Outgoing(topic="documents.events", key=record.key, value=event)]
 
 
-@dataclass(frozen=True)
-class _Done(Generic[T]):
-    outgoing: Sequence[Outgoing]
-
-
-@dataclass(frozen=True)
-class _Dead(Generic[T]):
-    item: Item[T]
-    poison: Poison
-
-
-@dataclass(frozen=True)
-class _Broken(Generic[T]):
-    item: Item[T]
-    error: Exception
-
-
-_Outcome = _Done[T] | _Dead[T] | _Broken[T]
+_Outcome = tuple[Item[T], Sequence[Outgoing] | Exception]
 
 
 class _VersionOnly(msgspec.Struct):

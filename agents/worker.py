@@ -162,7 +162,7 @@ def wait_for_topics(kafka: KafkaSettings, stage: str) -> None:
     """Wait until a broker answers, as long as it takes; raise Misconfigured when the stage's topics aren't there."""
     for attempt in Retrying(
         retry=retry_if_exception_type(Transient),
-        wait=wait_exponential_jitter(initial=0.5, max=15.0),
+        wait=wait_exponential_jitter(multiplier=0.5, max=15.0),
         before_sleep=lambda state: log.warning(
             "waiting_for_service", stage=stage, service="kafka", reason=str(state.outcome and state.outcome.exception())
         ),

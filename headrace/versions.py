@@ -152,6 +152,10 @@ def receive(manifest: Manifest, receipts: Iterable[Receipt], *, at: datetime) ->
         if live is not None and live.chunks:
             rows: list[Span] = [(0, live.chunks)]
             swept.append(Sweep(revision=live.revision, milvus=rows, opensearch=rows))
+        if live is not None and again:
+            # A worker died after it made that one live: what it had yet to sweep and to tell comes with this one.
+            swept += live.swept
+            fates[live.revision] = Fate(revision=live.revision, status="superseded", chunks=live.chunks)
         fates |= {e.revision: Fate(revision=e.revision, status="superseded", chunks=e.total) for e in outdone}
         for entry in (winner, *outdone):
             del pending[entry.revision]
@@ -178,9 +182,7 @@ def swept_ids(key: Key, sweep: Sweep, store: Store) -> list[str]:
 
 
 def sampled_ids(key: Key, live: Live) -> list[str]:
-    """Ids of rows that stand for all of a version when the question is whether searches can find it:
-    one of each message, and the last.
-    """
+    """Ids of rows that stand for all of a version when the question is whether searches can find it."""
     revision = revision_id(key, live.revision)
     ordinals = {*range(0, live.chunks, CHUNKS_PER_BATCH), live.chunks - 1} - {-1}
     return [chunk_id(revision, ordinal) for ordinal in sorted(ordinals)]

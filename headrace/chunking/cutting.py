@@ -14,6 +14,7 @@ from headrace.chunking.sections import ROOT, Outline, cut_sections, without_orph
 from headrace.chunking.tokens import Boundaries, TokenCounter
 from headrace.chunking.units import CHARACTERS_PER_TOKEN, Limits, Units, cut, words
 from headrace.chunking.webpage import read_html
+from headrace.errors import Poison
 from schemas import Chunk, Chunking
 from schemas.document import ContentType
 
@@ -79,7 +80,7 @@ def chunk(text: str, content_type: ContentType, chunking: Chunking, tokenizer: T
     - A chunk has at most 16 characters for each of `max_tokens`, and at most 65,536.
     - `headings` is the path of headings that the whole chunk stands under (`hierarchical` only).
 
-    `chunking` must have passed `check_chunking`. Raises ValueError when a single character takes more than
+    `chunking` must have passed `check_chunking`. Raises Poison when a single character takes more than
     `max_tokens`, which can happen below 8; text must not hold lone surrogates. The time is linear in the text and the
     chunks: about a second a million characters, all of it on the calling thread. Beside the text it takes 12 bytes a
     word, some 100 bytes for each sentence and paragraph, 16 a chunk, and about 30 MB for the tokenizer.
@@ -166,9 +167,10 @@ def _halved(
         yield start, end, tokens
         return
     if end - start == 1:
-        raise ValueError(
+        raise Poison(
+            "bad_chunking",
             f"the character {text[start]!r} takes {tokens} tokens, more than max_tokens, "
-            f"{limits.tokens + tokenizer.special_tokens}; set max_tokens to 8 or more"
+            f"{limits.tokens + tokenizer.special_tokens}; set max_tokens to 8 or more",
         )
     halves = _halves(text, start, end, finest)
     for (half_start, half_end), count in zip(halves, tokenizer.count([text[s:e] for s, e in halves]), strict=True):

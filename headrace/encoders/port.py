@@ -28,7 +28,7 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
         """Passages, in the order given.
 
-        Raises ValueError when a text is longer than `max_tokens`: nothing of a document is dropped unnoticed. With
+        Raises Misconfigured when a text is longer than `max_tokens`: nothing of a document is dropped unnoticed. With
         `truncate` such a text is cut at its end instead.
         """
 

@@ -85,9 +85,9 @@ class SentenceTransformerEncoder:
         rows = [encoding.ids for encoding in encodings]
         longest = max(rows, key=len)
         if len(longest) > self._window:
-            raise ValueError(
+            raise Misconfigured(
                 f"a text of {len(longest)} tokens does not fit the encoder, which reads {self._window}: "
-                f"chunks of at most {self._max_tokens} tokens do"
+                f"chunks of at most {self._max_tokens} tokens do; give all workers the same HEADRACE_ENCODER__MODEL"
             )
         return rows
 

@@ -99,8 +99,8 @@ def work_done_twice(settings: Settings) -> dict[str, str]:
 
 def dead_letter_faults(settings: Settings, poison: Sequence[Send]) -> list[str]:
     """The dead letters are exactly the poison, byte for byte. One may come twice, like anything."""
-    expected = {send.mark: (None if send.key is None else send.key.encode(), send.value) for send in poison}
-    found: dict[bytes | None, set[tuple[bytes | None, bytes | None]]] = defaultdict(set)
+    expected = {send.mark: (send.key.encode(), send.value) for send in poison}
+    found: dict[bytes | None, set[tuple[bytes, bytes | None]]] = defaultdict(set)
     for message in read_topics(settings, ["documents.dead"]):
         found[dict(message.headers() or []).get("mark")].add((message.key(), message.value()))
     faults = [f"poison without a dead letter: {mark!r}" for mark in expected.keys() - found.keys()]

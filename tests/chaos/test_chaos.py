@@ -44,7 +44,7 @@ class Publisher:
         def confirmed(error: KafkaError | None, message: Message) -> None:
             if error is not None:
                 self.failures.append(f"the broker did not take {send.key}: {error}")
-            elif send.kind != "poison" and send.key is not None:
+            elif send.kind != "poison":
                 version = timestamp if send.version is None else send.version
                 self.expectation.note(
                     Sent(
@@ -89,9 +89,10 @@ class Run:
             assert now < SENDING_S + OVERRUN_S, f"these blows found nobody ready: {blows}, flips {self._flips}"
             while sends and sends[0].at <= now:
                 self.publisher.send(sends.pop(0))
-            for blow in [blow for blow in blows if blow.at <= now and self._can_take(blow)]:
-                blows.remove(blow)
-                self._strike(blow, now)
+            for blow in [blow for blow in blows if blow.at <= now]:
+                if self._can_take(blow):
+                    blows.remove(blow)
+                    self._strike(blow, now)
             self.supervisor.wake(asleep_s=SLEEPS_S)
             self.supervisor.bring_back()
             self._kill_who_flipped(now)
@@ -101,9 +102,8 @@ class Run:
 
     def _can_take(self, blow: Blow) -> bool:
         if blow.action == "flip":
-            # Everybody is there, so the version goes live within moments.
-            ready = all(worker.ready for worker in self.supervisor.workers.values())
-            return ready and not self._flips and self._live(blow.number) == 1
+            # Each stage is there, so the version goes live within moments.
+            return not self._flips and self.supervisor.complete() and self._live(blow.number) == 1
         return self.supervisor.workers[blow.worker].ready
 
     def _strike(self, blow: Blow, now: float) -> None:
@@ -125,7 +125,7 @@ class Run:
             del self._flips[number]
 
     def _live(self, number: int) -> int | None:
-        key = Key(*str(flip_version(number, 0, at=0).key).split("/", 1))
+        key = Key(*flip_version(number, 0, at=0).key.split("/", 1))
         live = self.manifests.read([key])[key].manifest.live
         return None if live is None else live.revision.version
 

@@ -41,7 +41,7 @@ def test_every_stage_dies_by_either_signal() -> None:
 
 def test_one_version_of_a_document_has_one_text() -> None:
     for seed in range(20):
-        texts: dict[tuple[str | None, int], str | None] = {}
+        texts: dict[tuple[str, int], str | None] = {}
         for send in draw(seed).sends:
             if send.kind != "poison":
                 version = send.timestamp if send.version is None else send.version

@@ -103,6 +103,10 @@ class Supervisor:
     def of(self, stage: str) -> list[Worker]:
         return [worker for worker in self.workers.values() if worker.stage == stage]
 
+    def complete(self) -> bool:
+        """Whether every stage has a worker that works."""
+        return all(any(worker.ready for worker in self.of(stage)) for stage in GROUPS)
+
     def stop(self) -> dict[str, int]:
         """SIGTERM to all; their exit codes, -9 for one that had to be killed."""
         self.wake(asleep_s=0)

@@ -9,7 +9,7 @@ from typing import Literal
 
 TENANTS = ("acme", "globex")
 DOCUMENTS = 200
-FLIPS = 3
+FLIPS = 2
 WORKERS = {"chunk": 2, "embed": 1, "upsert-milvus": 2, "upsert-opensearch": 1, "commit": 2, "query": 1}
 """Where there are two, a death is also a rebalance, and a worker that wakes up finds its partitions with somebody else."""
 SENDING_S = 60.0
@@ -60,7 +60,7 @@ class Send:
 
     at: float
     topic: str
-    key: str | None
+    key: str
     value: bytes | None
     timestamp: int
     kind: str
@@ -177,7 +177,7 @@ def _blows(random_: random.Random) -> Iterator[Blow]:
     half = SENDING_S / 2
     first = {stage: random_.choice(("SIGKILL", "SIGTERM")) for stage in WORKERS}
     for begin in (0.0, half):
-        for place, stage in enumerate(random_.sample(list(WORKERS), len(WORKERS))):
+        for place, stage in enumerate(_order(random_)):
             other: Action = "SIGTERM" if first[stage] == "SIGKILL" else "SIGKILL"
             yield Blow(
                 at=begin + (place + random_.uniform(0.2, 0.8)) * half / len(WORKERS),
@@ -189,6 +189,14 @@ def _blows(random_: random.Random) -> Iterator[Blow]:
         yield Blow(at=at, action="SIGSTOP", worker=f"{stage}-{random_.randrange(2)}")
     for number in range(FLIPS):
         yield Blow(at=SENDING_S * (number + random_.uniform(0.5, 1.0)) / FLIPS, action="flip", worker="", number=number)
+
+
+def _order(random_: random.Random) -> list[str]:
+    """Who dies first. The two that load the encoder, for many seconds of two cores, are kept apart."""
+    while True:
+        order = random_.sample(list(WORKERS), len(WORKERS))
+        if abs(order.index("embed") - order.index("query")) >= 3:
+            return order
 
 
 def _text(random_: random.Random, marker: str, *, sentences: int) -> str:
@@ -283,13 +291,13 @@ def _twice_at_times(random_: random.Random, document: list[Send]) -> Iterator[Se
 
 def _poison(random_: random.Random, sends: list[Send]) -> Iterator[Send]:
     """What can't be read, on keys of its own and in the midst of a document's versions."""
-    keys = random_.sample(sorted({send.key for send in sends if send.key is not None}), 4)
+    keys = random_.sample(sorted({send.key for send in sends}), 4)
     bodies = (b"{not json", b'{"title": "no text"}', b'{"text": 3}', b'{"text": "x", "doc_id": "of another"}')
-    rows: list[tuple[str | None, bytes]] = [
+    rows: list[tuple[str, bytes]] = [
         *zip(keys, bodies, strict=True),
         ("no-slash", b'{"text": "x"}'),
         ("UPPER/x", b'{"text": "x"}'),
-        (None, b'{"text": "x"}'),
+        ("acme/", b'{"text": "x"}'),
         (f"{TENANTS[0]}/poison", b'{"text": "x", "chunking": {"max_tokens": 100000}}'),
     ]
     for number, (key, value) in enumerate(rows):

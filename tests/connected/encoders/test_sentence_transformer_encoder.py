@@ -46,7 +46,7 @@ def test_nothing_to_encode_is_an_empty_matrix(encoder: SentenceTransformerEncode
 def test_a_passage_is_never_cut_unnoticed(encoder: SentenceTransformerEncoder) -> None:
     fits, too_long = "water " * 254, "water " * 255
     assert encoder.encode([fits]).shape == (1, 384)
-    with pytest.raises(ValueError, match="257 tokens does not fit the encoder, which reads 256"):
+    with pytest.raises(Misconfigured, match="257 tokens does not fit the encoder, which reads 256"):
         encoder.encode([fits, too_long])
 
 

@@ -130,8 +130,8 @@ class TestDecode:
     @pytest.mark.parametrize(
         ("asked", "overlap"),
         [
-            ({"max_tokens": 64, "overlap_tokens": 31}, 31),
-            ({"max_tokens": 64, "overlap_tokens": 32}, 16),
+            ({"max_tokens": 64, "overlap_tokens": 62}, 16),
+            ({"max_tokens": 64, "overlap_tokens": 32}, 32),
             ({"max_tokens": 64}, 16),
             ({"max_tokens": 8}, 2),
             ({"max_tokens": 256}, 64),

@@ -288,9 +288,6 @@ class TestBugs:
         assert headers["headrace.error.attempts"] == b"3"
         assert headers["headrace.error.message"] == b"Bug: division by zero"
 
-    @pytest.mark.xfail(
-        strict=True, reason="a dead letter of `decode` is sent although a record before it broke the worker"
-    )
     @pytest.mark.parametrize("crashes_before", [0, 2])
     async def test_what_comes_after_it_is_buried_once(self, crashes_before: int) -> None:
         bench = Bench(crashes_before=crashes_before)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.chunking import Chunks, Reading, Tokenizer, chunk
+from headrace.errors import Poison
 from schemas import Chunk, Chunking, Strategy
 from schemas.document import ContentType
 
@@ -143,7 +144,7 @@ def test_short_words_are_not_cut_at_their_punctuation(tokenizer: Tokenizer) -> N
 
 
 def test_a_character_that_takes_more_than_the_window_is_refused_with_a_clear_text(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="'한' takes 5 tokens, more than max_tokens, 3; set max_tokens to 8 or more"):
+    with pytest.raises(Poison, match="'한' takes 5 tokens, more than max_tokens, 3; set max_tokens to 8 or more"):
         chunk("한", "text/plain", Chunking(max_tokens=3, overlap_tokens=0), tokenizer)
 
 
