@@ -92,7 +92,10 @@ def _checked(store: C) -> C:
 
 
 class CachedPartitions:
-    """How many partitions a topic has. A new topic is known within a second, a deleted one is forgotten within half a minute."""
+    """How many partitions a topic has.
+
+    A new topic is known within a second, a deleted one is forgotten within half a minute.
+    """
 
     NEW_AFTER_S = 1.0
     GONE_AFTER_S = 30.0

@@ -84,8 +84,8 @@ class Stage(Generic[T]):
     """What a stage is, beside its name: a pure `decode`, and `work` on a batch, which returns when its own writes are
     confirmed.
 
-    `decode` raises Poison for what can't be read, and asks no server. `work` gets messages in the order they came, of one lane, and may be
-    called again with the same ones or a part of them.
+    `decode` raises Poison for what can't be read, and asks no server. `work` gets messages in the order they came, of
+    one lane, and may be called again with the same ones or a part of them.
     """
 
     name: str
@@ -246,8 +246,8 @@ class StageRunner(Generic[T]):
     async def _work(self, items: Sequence[Item[T]]) -> list["_Outcome[T]"]:
         """Work on a batch; where something in it can't be worked on, halve it until what is wrong stands alone.
 
-        Each outcome is that of an item and of those after it, up to the next outcome's. Stops at the first item that breaks the
-        worker: nothing after it has an outcome.
+        Each outcome is that of an item and of those after it, up to the next outcome's. Stops at the first item that
+        breaks the worker: nothing after it has an outcome.
         """
         if not items:
             return []
