@@ -113,14 +113,16 @@ class Chunker:
         return await asyncio.to_thread(self._work, batch)
 
     def _work(self, batch: Sequence[Item[Incoming]]) -> list[Outgoing]:
-        chunked = [self._chunked(item.message) for item in batch]
-        admissions = self._admit([item.message for item in batch], [len(chunks) for chunks in chunked])
+        versions = [item.message for item in batch]
+        cut: dict[int, Chunks] = {}
         outgoing: list[Outgoing] = []
-        for item, chunks, admission in zip(batch, chunked, admissions, strict=True):
+        for index, admission in enumerate(self._admit(versions, cut)):
             if admission is Admission.SEND:
-                outgoing.extend(_batches(item.message, chunks, item.record.lane))
+                chunks = cut[index] if index in cut else self._chunked(versions[index])
+                outgoing.extend(_batches(versions[index], chunks, batch[index].record.lane))
             else:
-                outgoing.append(_event(item.message, "unchanged" if admission is Admission.UNCHANGED else "superseded"))
+                status: Status = "unchanged" if admission is Admission.UNCHANGED else "superseded"
+                outgoing.append(_event(versions[index], status))
         return outgoing
 
     def _chunked(self, incoming: Incoming) -> Chunks:
@@ -129,8 +131,8 @@ class Chunker:
             return chunk("", "text/plain", incoming.chunking, self.tokenizer)
         return chunk(document.text, document.content_type, incoming.chunking, self.tokenizer)
 
-    def _admit(self, versions: Sequence[Incoming], chunks: Sequence[int]) -> list[Admission]:
-        """Note in the manifests what is let in. Where somebody else wrote one first, look at it again."""
+    def _admit(self, versions: Sequence[Incoming], cut: dict[int, Chunks]) -> list[Admission]:
+        """Note in the manifests what is let in, and cut it. Where somebody else wrote one first, look at it again."""
         admissions: dict[int, Admission] = {}
         undecided = list(range(len(versions)))
         while undecided:
@@ -139,10 +141,16 @@ class Chunker:
             for index in undecided:
                 incoming = versions[index]
                 current = replacements.get(incoming.key, stored[incoming.key])
+
+                def chunks(index: int = index, incoming: Incoming = incoming) -> int:
+                    if index not in cut:
+                        cut[index] = self._chunked(incoming)
+                    return len(cut[index])
+
                 verdict = admit(
                     current.manifest,
                     incoming.revision,
-                    chunks=chunks[index],
+                    chunks=chunks,
                     deleted=isinstance(incoming.document, Deletion),
                     at=datetime.now(UTC),
                 )

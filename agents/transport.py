@@ -6,7 +6,6 @@ aiokafka are pinned and a test fails when a pin moves.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import faust
+import structlog
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -21,7 +21,7 @@ from faust.types import TP
 from agents.progress import PartitionProgress
 from topics import Lane
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger("headrace.transport")
 
 FETCH_MAX_BYTES = 16_000_000
 """Of one answer of the broker, all partitions together (but one record always comes, whatever its size)."""
@@ -82,9 +82,7 @@ class Consumer(driver.Consumer):
         return self._progress[tp].committable()
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        log.debug(
-            "offsets %d to %d of %s hold no messages (compaction or transaction markers)", offset_from, offset_to, tp
-        )
+        log.debug("offsets_without_messages", topic=tp.topic, partition=tp.partition, first=offset_from, last=offset_to)
 
     async def perform_seek(self) -> None:
         # What was delivered and not committed is read again from the committed position on.
@@ -98,7 +96,7 @@ class Consumer(driver.Consumer):
         try:
             await asyncio.wait_for(self.commit(), COMMIT_BEFORE_REVOKE_S)
         except TimeoutError:
-            log.warning("the commit before giving partitions up took too long; what was acked is read again")
+            log.warning("commit_before_revoke_too_slow", limit_s=COMMIT_BEFORE_REVOKE_S)
         await super().on_partitions_revoked(revoked)  # drains what is in hand and commits it
         for tp in revoked:
             self._progress.pop(tp, None)
@@ -112,13 +110,14 @@ class Consumer(driver.Consumer):
         deadline = time.monotonic() + delivery.drain_timeout_s
         while delivery.in_hand() and not self.should_stop:
             if time.monotonic() > deadline:
-                log.warning("%d messages are left unacked after %.0f s", delivery.in_hand(), delivery.drain_timeout_s)
+                log.warning("drain_too_slow", unacked=delivery.in_hand(), limit_s=delivery.drain_timeout_s)
                 break
             await asyncio.sleep(0.02)
         await self.commit_and_end_transactions()
 
-    # -- Memory: Faust's buffer counts messages. Here a lane that holds its share of bytes isn't fetched from until some
-    #    are acked; the other lane goes on.
+    # -- Memory: Faust's buffer counts messages. Here a lane that holds its share of bytes isn't taken from until some
+    #    are acked; the other lane goes on. Meanwhile aiokafka fetches one answer ahead for each partition and no more,
+    #    so the bound of a lane is its share and, for each partition, 1 MiB or one record.
 
     def held(self, lane: Lane) -> tuple[int, int]:
         """Messages and bytes of a lane that were delivered and aren't acked."""

@@ -67,6 +67,13 @@ class Deployment:
         now, peak = (int(kib[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
         return now, peak
 
+    def cpu_seconds(self) -> float:
+        """What all workers together have used so far, servers not counted."""
+        stats = (Path(f"/proc/{worker.pid}/stat").read_text() for worker in self.workers.values())
+        # The name in brackets may hold spaces; user and system time are the 12th and 13th field behind it.
+        ticks = (sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats)
+        return sum(ticks) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         for worker in self.workers.values():
             worker.send_signal(signal.SIGTERM)
@@ -81,6 +88,7 @@ class Deployment:
 
 @contextmanager
 def deployment() -> Iterator[Deployment]:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Else nothing would be cleaned up.
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         name = f"b{uuid4().hex[:8]}"
         os.environ |= {

@@ -78,7 +78,7 @@ class WorkerSettings(BaseModel):
     drain_timeout_s: Annotated[float, Field(gt=0)] = 15.0
     """How long a worker that must stop, or give partitions away, finishes what it has in hand."""
     buffer_bytes: Annotated[int, Field(ge=1_000_000)] = 32_000_000
-    """Record bytes a worker holds of each lane, beyond what one fetch brings (16 MB, or one record)."""
+    """Record bytes held of each lane; what is fetched ahead comes on top: 1 MiB, or one record, for each partition."""
     batch_messages: Annotated[int, Field(ge=1, le=4096)] = 256
     batch_bytes: Annotated[int, Field(ge=1)] = 4_000_000
     """A batch ends at whichever comes first."""

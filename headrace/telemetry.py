@@ -33,7 +33,8 @@ PROGRESS = Gauge("headrace_last_progress_timestamp_seconds", "When a stage last 
 ANSWER_ERRORS = Counter("headrace_answer_errors", "Replies that carry an error", ["code"])
 DEGRADED = Counter("headrace_degraded_answers", "Answers made without a part", ["without"])
 # Under the names that dashboards of such pipelines already have.
-INGEST_REQUESTS = Counter("ingest_requests", "Documents and deletions received")
+# This one only grows; it is no Counter because the client would add `_total` to its name.
+INGEST_REQUESTS = Gauge("ingest_requests", "Documents and deletions received")
 SEARCH_LATENCY_MS = Histogram(
     "search_latency_ms", "From taking a query to its reply, in milliseconds", buckets=MILLISECONDS
 )

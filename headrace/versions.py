@@ -5,7 +5,7 @@ Neither reads a clock or a store, so a replay of the same messages comes to the 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from enum import Enum
 
@@ -74,8 +74,10 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest | None
 
 
-def admit(manifest: Manifest, revision: Revision, *, chunks: int, deleted: bool, at: datetime) -> Admitted:
-    """Decide on a version that arrives at `chunk`.
+def admit(
+    manifest: Manifest, revision: Revision, *, chunks: Callable[[], int], deleted: bool, at: datetime
+) -> Admitted:
+    """Decide on a version that arrives at `chunk`. `chunks` cuts and counts it: asked only for one that is new.
 
     The same version again (a redelivery) is sent on again: whether the first try came through can't be known.
     What came between decides, too: with A live and B on its way, A again is *not* unchanged (`intake` is B's).
@@ -91,11 +93,11 @@ def admit(manifest: Manifest, revision: Revision, *, chunks: int, deleted: bool,
             if intake.content == revision:
                 return Admitted(admission=Admission.SEND, manifest=None)
             return Admitted(admission=Admission.UNCHANGED, manifest=None)
-        noted = Intake(revision=revision, content=intake.content, chunks=chunks, at=at, deleted=deleted)
+        noted = Intake(revision=revision, content=intake.content, chunks=intake.chunks, at=at, deleted=deleted)
         return Admitted(admission=Admission.UNCHANGED, manifest=msgspec.structs.replace(manifest, intake=noted))
     if intake is not None and intake.revision == revision and intake.content == revision:
         return Admitted(admission=Admission.SEND, manifest=None)
-    noted = Intake(revision=revision, content=revision, chunks=chunks, at=at, deleted=deleted)
+    noted = Intake(revision=revision, content=revision, chunks=chunks(), at=at, deleted=deleted)
     return Admitted(admission=Admission.SEND, manifest=msgspec.structs.replace(manifest, intake=noted))
 
 
@@ -148,21 +150,28 @@ def receive(manifest: Manifest, receipts: Iterable[Receipt], *, at: datetime) ->
     )
     if winner is not None:
         outdone = [entry for entry in pending.values() if _loses_to(entry, winner, intended)]
-        swept = [Sweep(revision=entry.revision, milvus=entry.milvus, opensearch=entry.opensearch) for entry in outdone]
-        if live is not None and live.chunks:
-            rows: list[Span] = [(0, live.chunks)]
-            swept.append(Sweep(revision=live.revision, milvus=rows, opensearch=rows))
-        if live is not None and again:
-            # A worker died after it made that one live: what it had yet to sweep and to tell comes with this one.
-            swept += live.swept
-            fates[live.revision] = Fate(revision=live.revision, status="superseded", chunks=live.chunks)
-        fates |= {e.revision: Fate(revision=e.revision, status="superseded", chunks=e.total) for e in outdone}
+        swept = [
+            Sweep(revision=entry.revision, milvus=entry.milvus, opensearch=entry.opensearch, chunks=entry.total)
+            for entry in outdone
+        ]
+        if live is not None:
+            rows: list[Span] = [(0, live.chunks)] if live.chunks else []
+            swept.append(
+                Sweep(revision=live.revision, milvus=rows, opensearch=rows, chunks=live.chunks, told=not again)
+            )
+            # If a worker died after it made that one live, what it had yet to sweep and to tell comes with this one.
+            swept += live.swept if again else []
         for entry in (winner, *outdone):
             del pending[entry.revision]
         live = Live(revision=winner.revision, chunks=winner.total, at=at, deleted=winner.deleted, swept=swept)
         again = True
     if again and live is not None:
         sweeps += live.swept
+        fates |= {
+            sweep.revision: Fate(revision=sweep.revision, status="superseded", chunks=sweep.chunks)
+            for sweep in live.swept
+            if not sweep.told
+        }
         status: Status = "deleted" if live.deleted else "indexed"
         fates[live.revision] = Fate(revision=live.revision, status=status, chunks=live.chunks)
     changed = msgspec.structs.replace(manifest, live=live, pending=list(pending.values()))
@@ -209,6 +218,7 @@ def _sweep(receipt: Receipt) -> Sweep:
         revision=receipt.revision,
         milvus=spans if receipt.store == "milvus" else [],
         opensearch=spans if receipt.store == "opensearch" else [],
+        chunks=receipt.total,
     )
 
 

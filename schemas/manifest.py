@@ -36,11 +36,14 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows that must go from both stores."""
+    """Rows of one version that must go from both stores. `chunks` is how many that version has."""
 
     revision: Revision
     milvus: list[Span]
     opensearch: list[Span]
+    chunks: int = 0
+    told: bool = False
+    """Whether its producer was told of it before: it was live, and its event was confirmed."""
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):

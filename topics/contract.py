@@ -380,9 +380,9 @@ def _request_headers() -> Json:
             ),
             "headrace.deadline": _text("Unix milliseconds in decimal digits; a request past it is not worked on.")
             | {"pattern": "^[0-9]+$"},
-            "traceparent": _text("W3C trace context."),
-            "tracestate": _text("W3C trace context."),
-            "authorization": _text("Credentials, where the deployment asks for them."),
+            "traceparent": _text("W3C trace context. Reserved: not used by this version."),
+            "tracestate": _text("W3C trace context. Reserved: not used by this version."),
+            "authorization": _text("Credentials. Reserved: not used by this version."),
         },
     }
 

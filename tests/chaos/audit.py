@@ -135,7 +135,7 @@ def audit(settings: Settings, expectation: Expectation) -> Findings:
             if missing:
                 findings.lost.append(f"{key}: {store} has no {missing} of the live {version}")
         rows_here = [texts[tenant][row] for row in ids if row in texts[tenant]]
-        text = winner.text or ""
+        text = (expectation.text(key, version) if version in expectation.versions(key) else None) or ""
         if any(
             row["version"] != version or row["doc_id"] != doc_id or row["text"] != text[row["start"] : row["end"]]
             for row in rows_here

@@ -67,8 +67,9 @@ class Supervisor:
         self.wait_ready()
 
     def wait_ready(self) -> None:
+        """Until each stage has a worker that works."""
         deadline = time.monotonic() + READY_WITHIN_S
-        while any(not worker.ready for worker in self.workers.values()):
+        while not self.complete():
             self.bring_back()
             missing = [worker.name for worker in self.workers.values() if not worker.ready]
             assert time.monotonic() < deadline, f"not ready: {missing}\n{self.log_tails()}"

@@ -28,7 +28,7 @@ def live(manifest: Manifest, version: Revision, chunks: int = 1) -> Manifest:
 
 
 def let_in(manifest: Manifest, version: Revision, chunks: int = 1) -> tuple[Admission, Manifest]:
-    verdict = admit(manifest, version, chunks=chunks, deleted=False, at=NOW)
+    verdict = admit(manifest, version, chunks=lambda: chunks, deleted=False, at=NOW)
     return verdict.admission, verdict.manifest or manifest
 
 
@@ -69,7 +69,7 @@ class TestAdmission:
 
     def test_a_redelivery_is_sent_again_and_written_once(self) -> None:
         _, manifest = let_in(EMPTY, revision(1))
-        again = admit(manifest, revision(1), chunks=1, deleted=False, at=NOW)
+        again = admit(manifest, revision(1), chunks=lambda: 1, deleted=False, at=NOW)
         assert (again.admission, again.manifest) == (Admission.SEND, None)
 
     def test_what_is_live_already_is_unchanged_and_noted(self) -> None:
@@ -169,30 +169,66 @@ class TestReceipts:
             assert manifest.live is not None
             assert manifest.live.revision == new
 
+    def test_a_worker_that_dies_after_the_flip_leaves_nothing_unswept_or_untold(self) -> None:
+        """v2 was made live and nothing more; its receipts come again, together with those of v3."""
+        noted = receive(live(EMPTY, revision(0), chunks=3), receipts(revision(1), 4, "milvus"), at=NOW).manifest
+        assert noted is not None
+        flipped = receive(noted, both(revision(2, "B"), 2), at=NOW).manifest
+        assert flipped is not None
+        received = receive(flipped, [*both(revision(2, "B"), 2), *both(revision(3, "C"), 1)], at=NOW)
+        assert {sweep.revision.version for sweep in received.sweeps} == {0, 1, 2}
+        told = {(fate.revision.version, fate.status) for fate in received.fates}
+        assert told == {(1, "superseded"), (2, "superseded"), (3, "indexed")}
+
+    def test_a_version_that_was_live_and_told_is_not_told_again_when_it_is_replaced(self) -> None:
+        received = receive(live(EMPTY, revision(1), chunks=3), both(revision(2, "B"), 1), at=NOW)
+        assert [fate.revision.version for fate in received.fates] == [2]
+
     @given(seed=st.integers(0, 2**32), redelivered=st.integers(0, 6), cut=st.integers(1, 4))
-    @settings(max_examples=200, deadline=None)
-    def test_whatever_the_order_the_newest_is_live_and_alone(self, seed: int, redelivered: int, cut: int) -> None:
-        """Plays versions against two sets of rows, as the stores would hold them."""
+    @settings(max_examples=400, deadline=None)
+    def test_whatever_the_order_and_the_crashes_the_newest_is_live_and_alone(
+        self, seed: int, redelivered: int, cut: int
+    ) -> None:
+        """Plays versions against two sets of rows, as the stores would hold them.
+
+        A worker may die after each of its steps; what it had in hand then comes again, with what came meanwhile.
+        """
         random_ = random.Random(seed)
         versions = [(revision(1), 3), (revision(2, "B"), 0), (revision(3, "C"), 5), (revision(4, "D"), 2)]
         stream = [receipt for version, total in versions for receipt in both(version, total)]
         stream += random_.choices(stream, k=redelivered)
         random_.shuffle(stream)
         rows: dict[str, set[tuple[int, int]]] = {store: set() for store in STORES}
+        told: set[int] = set()
         manifest = EMPTY
-        for batch in _batches(stream, cut):
-            for receipt in batch:
+        in_hand: list[Receipt] = []
+        waiting = [*_batches(stream, cut), []]
+        while waiting:
+            arrived = waiting.pop(0)
+            for receipt in arrived:
                 rows[receipt.store] |= {(receipt.revision.version, receipt.first + n) for n in range(receipt.count)}
-            received = receive(manifest, batch, at=NOW)
+            in_hand += arrived
+            received = receive(manifest, in_hand, at=NOW)
+            dies_after = random_.choice(["nothing", "manifest", "sweep", "event", "ack", "ack"]) if waiting else "ack"
+            if dies_after == "nothing":
+                continue
             manifest = received.manifest or manifest
+            if dies_after == "manifest":
+                continue
             for sweep in received.sweeps:
                 for store in STORES:
                     for first, end in getattr(sweep, store):
                         rows[store] -= {(sweep.revision.version, ordinal) for ordinal in range(first, end)}
+            if dies_after == "sweep":
+                continue
+            told |= {fate.revision.version for fate in received.fates}
+            if dies_after == "ack":
+                in_hand = []
         assert manifest.live is not None
         assert manifest.live.revision == revision(4, "D")
         assert manifest.pending == []
         assert rows == {store: {(4, 0), (4, 1)} for store in STORES}
+        assert told == {1, 2, 3, 4}
 
 
 def _batches(stream: Sequence[Receipt], size: int) -> list[Sequence[Receipt]]:
