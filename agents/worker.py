@@ -74,6 +74,7 @@ class Worker:
         self.runner = StageRunner(stage, KafkaWire(self.app, self.names), self.names)
         self._out_of_group_since: float | None = time.monotonic()
         self._last_turn = time.monotonic()
+        self._misfit: Misconfigured | None = None
         topics_of = {lane: self.names.read_by(stage.name, lane) for lane in LANES}
         self.lane_of: dict[str, Lane] = {topic: lane for lane in LANES for topic in topics_of[lane]}
         self.app.delivery = Delivery(
@@ -94,6 +95,9 @@ class Worker:
                 await self.runner.run_lane(lane, aiter(stream.channel).queue)
             except StopAsyncIteration:
                 return  # That's how Faust ends a channel when the app stops.
+            except Misconfigured as misfit:
+                self._misfit = misfit
+                raise
 
         topic = self.app.topic(*topics, key_serializer="raw", value_serializer="raw")
         self.app.agent(topic, name=f"{self.stage.name}-{lane}", concurrency=1)(consume)
@@ -139,7 +143,10 @@ class Worker:
             telemetry.BUFFERED_BYTES.labels(self.stage.name, lane).set(self.app.kafka.held(lane)[1])
 
     def run(self) -> int:
-        """Serve health, consume until told to stop; the exit code: 0 after a clean stop, 1 after a crash."""
+        """Serve health, consume until told to stop; the exit code: 0 after a clean stop, 1 after a crash.
+
+        Raises Misconfigured when that is what ended it.
+        """
         settings = self.settings
         port = settings.port + GROUPS.index(self.stage.name) if settings.port else 0
         port = telemetry.serve_health(
@@ -154,6 +161,8 @@ class Worker:
         except SystemExit as stopped:
             code = stopped.code if isinstance(stopped.code, int) else 1
             log.info("worker_stopped", stage=self.stage.name, exit_code=code)
+            if self._misfit is not None:
+                raise self._misfit from None
             return code
         return 0
 
