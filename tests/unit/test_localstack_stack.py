@@ -1,5 +1,7 @@
+import random
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,15 +17,19 @@ from headrace.localstack.stack import LocalStack
 def taken() -> Iterator[int]:
     """A port at which something listens that is none of the servers."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        port = free_port()
+        listener.bind(("127.0.0.1", port))
         listener.listen()
-        yield listener.getsockname()[1]
+        yield port
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that the system gives out by itself: the settings take no port above 60,000 for Milvus."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 def test_a_taken_port_is_one_line_that_names_the_setting(
