@@ -14,15 +14,16 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from agents.stage import Item, Outgoing, Record, Stage
-from headrace.errors import Poison
+from agents.stage import Item, Outgoing, Stage, reads
 from headrace.stores.ports import ManifestStore, Stored, TextStore, VectorStore
 from headrace.versions import Fate, Received, receive, sampled_ids, swept_ids
-from schemas import DocumentEvent, Key, Receipt, decode, encode
+from schemas import DocumentEvent, Key, Receipt, encode
 
 STAGE = "commit"
 LINGER_S = 0.2
 """A document's two receipts usually come within moments: waiting a little saves a second write of its manifest."""
+
+decode_receipt = reads(Receipt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +92,6 @@ class Committer:
             self.vectors.delete(tenant, ids)
         for tenant, ids in opensearch.items():
             self.texts.delete(tenant, ids)
-
-
-def decode_receipt(record: Record) -> Receipt:
-    try:
-        return decode(record.value or b"", Receipt)
-    except msgspec.DecodeError as exc:
-        raise Poison("bad_json", str(exc)) from exc
 
 
 def _event(key: Key, fate: Fate) -> Outgoing:

@@ -9,21 +9,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from agents.stage import Item, Outgoing, Record, Stage
+from agents.stage import Item, Outgoing, Stage, reads
 from headrace import telemetry
 from headrace.encoders import Encoder
-from headrace.errors import Poison
-from schemas import ChunkBatch, EmbeddingBatch, decode, encode
+from schemas import ChunkBatch, EmbeddingBatch, encode
 from schemas.batches import pack_chunks, pack_vectors
 from topics import RECORD_MAX_BYTES, Lane
 
 STAGE = "embed"
 BATCH_ROOM_BYTES = RECORD_MAX_BYTES * 8 // 10
 """Of a record, for chunks with their vectors; a document's attributes and the record's own fields fit in the rest."""
+
+decode_chunks = reads(ChunkBatch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,6 @@ class Embedder:
             outgoing.extend(_embedded(item.message, vectors[first:end], identity.name, item.record.lane))
             first = end
         return outgoing
-
-
-def decode_chunks(record: Record) -> ChunkBatch:
-    try:
-        return decode(record.value or b"", ChunkBatch)
-    except msgspec.DecodeError as exc:
-        raise Poison("bad_json", str(exc)) from exc
 
 
 def _embedded(batch: ChunkBatch, vectors: npt.NDArray[np.float32], encoder: str, lane: Lane) -> Iterator[Outgoing]:

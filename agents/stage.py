@@ -30,7 +30,7 @@ from agents.dead_letters import MESSAGE_MAX_CHARACTERS, Headers, dead_letter_hea
 from headrace import telemetry
 from headrace.errors import Misconfigured, Poison, Transient
 from schemas import DocumentEvent, EventError, decode, encode, parse_key
-from topics import BY_NAME, LANES, Lane, Names
+from topics import BY_NAME, LANES, Lane
 
 log = structlog.get_logger("headrace.stage")
 
@@ -99,6 +99,18 @@ class Stage(Generic[T]):
     """Whether its records are versions of documents: a buried one is a `failed` event as well."""
 
 
+def reads(message_type: type[T]) -> Callable[[Record], T]:
+    """The `decode` of a stage that reads what another stage wrote; what can't be read is Poison `bad_json`."""
+
+    def decode_record(record: Record) -> T:
+        try:
+            return decode(record.value or b"", message_type)
+        except msgspec.DecodeError as exc:
+            raise Poison("bad_json", str(exc)) from exc
+
+    return decode_record
+
+
 class Wire(Protocol):
     """The transport as a stage sees it."""
 
@@ -135,7 +147,6 @@ class StageRunner(Generic[T]):
 
     stage: Stage[T]
     wire: Wire
-    names: Names
     in_hand: int = 0
     waiting: Waiting | None = None
     busy_since: float = field(default_factory=time.monotonic)

@@ -4,18 +4,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
-import msgspec
+from agents.stage import Item, Outgoing, reads
+from schemas import EmbeddingBatch, Receipt, Store, encode
 
-from agents.stage import Item, Outgoing, Record
-from headrace.errors import Poison
-from schemas import EmbeddingBatch, Receipt, Store, decode, encode
-
-
-def decode_embeddings(record: Record) -> EmbeddingBatch:
-    try:
-        return decode(record.value or b"", EmbeddingBatch)
-    except msgspec.DecodeError as exc:
-        raise Poison("bad_json", str(exc)) from exc
+decode_embeddings = reads(EmbeddingBatch)
 
 
 def by_tenant(batch: Sequence[Item[EmbeddingBatch]]) -> dict[str, list[EmbeddingBatch]]:

@@ -71,7 +71,7 @@ class Worker:
         self.settings = settings
         self.names = kafka.names
         self.app = build_app(stage.name, kafka, settings)
-        self.runner = StageRunner(stage, KafkaWire(self.app, self.names), self.names)
+        self.runner = StageRunner(stage, KafkaWire(self.app, self.names))
         self._out_of_group_since: float | None = time.monotonic()
         self._last_turn = time.monotonic()
         self._misfit: Misconfigured | None = None

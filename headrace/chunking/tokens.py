@@ -1,10 +1,9 @@
 """Tokens as an encoder reads them, and which ways of cutting it can read."""
 
-import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,13 +46,10 @@ class TokenCounter(Protocol):
 class Tokenizer:
     """A model's own tokenizer, without truncation and padding. Safe to share between threads."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, max_tokens: int | None = None) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self.max_tokens = max_tokens
-        """The most tokens that the model reads of a text, special tokens included;
-        None where its folder does not say."""
         self.special_tokens: int = tokenizer.num_special_tokens_to_add(False)
 
     def read(self, text: str) -> Reading:
@@ -77,33 +73,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as exc:  # the Rust binding raises nothing narrower
         raise Misconfigured(f"the tokenizer at {path} can't be read: {exc}") from exc
-    return Tokenizer(tokenizer, _max_tokens(folder))
-
-
-def _max_tokens(folder: Path) -> int | None:
-    """What sentence-transformers would read of a text:
-    its own setting, else the tokenizer's and the network's bound.
-    """
-    own = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    if own:
-        return int(own)
-    bounds = (
-        _read_json(folder / "tokenizer_config.json").get("model_max_length"),
-        _read_json(folder / "config.json").get("max_position_embeddings"),
-    )
-    return min((int(bound) for bound in bounds if bound), default=None)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as exc:
-        raise Misconfigured(f"{path} is not JSON: {exc}") from exc
-    if not isinstance(content, dict):
-        raise Misconfigured(f"{path} is not a JSON object")
-    return content
+    return Tokenizer(tokenizer)
 
 
 def check_chunking(chunking: Chunking, *, encoder_max_tokens: int | None, special_tokens: int) -> None:

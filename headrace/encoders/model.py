@@ -160,9 +160,11 @@ def _first_line(exc: Exception) -> str:
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object; an absent file says nothing."""
     try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as exc:
         raise Misconfigured(f"encoder.model: {file} is not JSON: {exc}") from exc
+    if not isinstance(content, dict):
+        raise Misconfigured(f"encoder.model: {file} is not a JSON object")
     return content

@@ -12,7 +12,7 @@ from headrace.errors import Misconfigured, Poison, Transient
 from schemas import DocumentEvent, decode
 from tests.fakes.records import ARRIVED_MS
 from tests.fakes.wire import FakeSource, FakeWire, position
-from topics import RECORD_MAX_BYTES, Lane, Names
+from topics import RECORD_MAX_BYTES, Lane
 
 # What a record's value asks of the stage below; any other text is written on as it is.
 UNREADABLE, POISON, LARGE, BUG, MISFIT = "unreadable", "poison", "large", "bug", "misfit"
@@ -74,7 +74,7 @@ class Bench:
             batch_bytes=1_000_000,
             linger_s=0.0,
         )
-        self.runner = StageRunner(stage, self.wire, Names())
+        self.runner = StageRunner(stage, self.wire)
 
     @asynccontextmanager
     async def running(self, *lanes: Lane) -> AsyncIterator[None]:

@@ -102,6 +102,13 @@ def test_without_it_the_networks_positions_are_the_limit(folder: Path) -> None:
     assert window(folder) == 514
 
 
+@pytest.mark.parametrize("content", ["[1]", "{"])
+def test_a_broken_model_folder_is_misconfigured(folder: Path, content: str) -> None:
+    (folder / "sentence_bert_config.json").write_text(content)
+    with pytest.raises(Misconfigured, match=r"sentence_bert_config.json is not"):
+        window(folder)
+
+
 def test_a_model_that_says_no_limit_is_refused(folder: Path) -> None:
     with pytest.raises(Misconfigured, match="how many tokens"):
         max_tokens(folder)
