@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench up down lock
+.PHONY: help setup demo check test chaos bench up down lock
 
 help:
 	@echo "make demo    the whole way once: servers, workers, 30 articles, three answers"
@@ -17,6 +17,7 @@ help:
 	@echo "make down    stop them; the data stays"
 	@echo "make check   lint, types, import rules and unit tests"
 	@echo "make test    every test, those against real servers included"
+	@echo "make chaos   kill, stop and freeze everything while 2,000 documents flow (SEED=7 gives run 7 again)"
 	@echo "make bench   chunks a second through the pipeline, over those of the bare encoder (bench/README.md)"
 	@echo "make setup   the environment in .venv, from requirements.lock"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
@@ -39,6 +40,9 @@ check: setup
 
 test: setup
 	$(BIN)/pytest
+
+chaos: setup
+	HEADRACE_CHAOS_FORM=long HEADRACE_CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos/test_chaos.py
 
 bench: setup
 	$(BIN)/python -m bench.ingest

@@ -50,6 +50,8 @@ class Reader:
     seed: int
     asked: dict[bytes, Asked] = field(default_factory=dict)
     events: list[Message] = field(default_factory=list)
+    settled_at: list[float] = field(default_factory=list)
+    """When each event of a version that went live, or of a deletion, was read (monotonic seconds)."""
     broken: Exception | None = None
     _told: dict[str, Told] = field(default_factory=dict)
     _asking: threading.Event = field(default_factory=threading.Event)
@@ -115,6 +117,8 @@ class Reader:
         self.events.append(message)
         event = json.loads(message.value())
         key = f"{event['tenant']}/{event['doc_id']}"
+        if event["status"] in SETTLED:
+            self.settled_at.append(time.monotonic())
         before = self._told.get(key)
         if event["status"] in SETTLED and (before is None or event["version"] > before.version):
             self._told[key] = Told(event["version"], event["status"])

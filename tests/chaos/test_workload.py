@@ -1,7 +1,9 @@
 """The plan and the rules that the chaos run is judged by."""
 
+import pytest
+
 from tests.chaos.reader import Asked, Told, covered, faults_of
-from tests.chaos.workload import WORKERS, Expectation, Sent, draw
+from tests.chaos.workload import LONG, POINTS, SHORT, Expectation, Scale, Sent, draw
 
 KEY = "acme/d"
 
@@ -30,19 +32,31 @@ def names(faulty: Asked, expectation: Expectation) -> list[str]:
 
 
 def test_the_same_seed_gives_the_same_plan() -> None:
-    assert draw(7) == draw(7)
-    assert draw(7) != draw(8)
+    assert draw(7, LONG) == draw(7, LONG)
+    assert draw(7, LONG) != draw(8, LONG)
 
 
-def test_every_stage_dies_by_either_signal() -> None:
-    struck = {(blow.worker.rpartition("-")[0], blow.action) for blow in draw(7).blows}
-    assert {(stage, action) for stage in WORKERS for action in ("SIGKILL", "SIGTERM")} <= struck
+@pytest.mark.parametrize("scale", [SHORT, LONG], ids=["short", "long"])
+def test_every_stage_dies_by_either_signal_and_at_each_of_its_narrow_places(scale: Scale) -> None:
+    plan = draw(7, scale)
+    struck = {(blow.worker.rpartition("-")[0], blow.action) for blow in plan.blows}
+    assert {(stage, action) for stage in POINTS for action in ("SIGKILL", "SIGTERM")} <= struck
+    killed = {fault.point for fault in plan.faults if fault.action == "SIGKILL"}
+    assert {point for points in POINTS.values() for point in points} <= killed
+
+
+def test_the_long_form_harms_every_server_in_every_way() -> None:
+    plan = draw(7, LONG)
+    assert {(outage.server, outage.harm) for outage in plan.outages} >= {
+        (server, harm) for server in ("kafka", "opensearch", "milvus") for harm in ("kill", "stop", "freeze")
+    }
+    assert len({send.key for send in plan.sends if send.kind != "poison"}) >= 2000
 
 
 def test_one_version_of_a_document_has_one_text() -> None:
     for seed in range(20):
         texts: dict[tuple[str, int], str | None] = {}
-        for send in draw(seed).sends:
+        for send in draw(seed, SHORT).sends:
             if send.kind != "poison":
                 version = send.timestamp if send.version is None else send.version
                 assert texts.setdefault((send.key, version), send.text) == send.text

@@ -2,21 +2,26 @@
 
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.chaos.workload import WORKERS
+from tests.chaos.workload import Fault, Scale
 from tests.conftest import READY_WITHIN_S, Deployment, free_ports
 from topics import GROUPS
 
-SESSION_TIMEOUT_S = 6.0
+ROOT = Path(__file__).parents[2]
 _ENVIRONMENT = {
-    "HEADRACE_WORKER__SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
+    # Short, so that a run of minutes can outlast them.
+    "HEADRACE_WORKER__SESSION_TIMEOUT_S": "6",
+    "HEADRACE_STORES__MILVUS__TIMEOUT_S": "10",
+    "HEADRACE_STORES__OPENSEARCH__TIMEOUT_S": "10",
     # Many processes share two cores here.
     "OMP_NUM_THREADS": "1",
 }
@@ -40,7 +45,9 @@ class Worker:
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended. `blow` is the signal that it was sent, None if it ended by itself."""
+    """How a process ended. `blow` is the signal that it was sent, or the narrow place that it died at; None if it ended
+    by itself.
+    """
 
     at: float
     worker: str
@@ -53,14 +60,23 @@ class Supervisor:
     """Starts every worker again that ends. Times are monotonic."""
 
     deployment: Deployment
+    scale: Scale
     workers: dict[str, Worker] = field(default_factory=dict)
     ends: list[End] = field(default_factory=list)
-    recoveries: dict[str, list[float]] = field(default_factory=dict)
-    """Seconds from a blow to ready again, by stage."""
+    struck: list[Fault] = field(default_factory=list)
+    recoveries: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """Seconds from a blow to ready again, by stage and blow."""
     _blows: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _armed: dict[str, Fault] = field(default_factory=dict)
+
+    @property
+    def faults(self) -> Path:
+        """The folder in which the workers look for what is to strike them."""
+        return self.deployment.logs.parent / "faults"
 
     def start_all(self) -> None:
-        names = [(stage, number) for stage in GROUPS for number in range(WORKERS[stage])]
+        self.faults.mkdir()
+        names = [(stage, number) for stage in GROUPS for number in range(self.scale.workers[stage])]
         first = free_ports(len(names))
         for port, (stage, number) in enumerate(names, start=first):
             self._start(f"{stage}-{number}", stage, port)
@@ -77,6 +93,7 @@ class Supervisor:
 
     def bring_back(self) -> None:
         """Start again whoever has ended. Call it often."""
+        self._note_strikes()
         for worker in list(self.workers.values()):
             code = worker.process.poll()
             if code is None:
@@ -84,6 +101,34 @@ class Supervisor:
             blow, _ = self._blows.get(worker.name, (None, 0.0))
             self.ends.append(End(time.monotonic(), worker.name, code, blow))
             self._start(worker.name, worker.stage, worker.port)
+
+    def arm(self, fault: Fault, key: str = "") -> bool:
+        """Whether the fault waits for its worker now: a place holds one at a time."""
+        if fault.point in self._armed:
+            return False
+        self._armed[fault.point] = fault
+        planned = self.faults / fault.point
+        partial = planned.with_suffix(".partial")
+        partial.write_text(f"{fault.action} {key}".strip())
+        partial.rename(planned)
+        return True
+
+    def disarm(self) -> None:
+        for point in list(self._armed):
+            (self.faults / point).unlink(missing_ok=True)
+
+    def _note_strikes(self) -> None:
+        for found in self.faults.glob("*.struck.*"):
+            point, _, pid = found.name.split(".")
+            found.unlink()
+            fault = self._armed.pop(point)
+            self.struck.append(fault)
+            [worker] = [worker for worker in self.workers.values() if worker.process.pid == int(pid)]
+            if fault.action == "SIGSTOP":
+                worker.stopped_at = time.monotonic()
+            else:
+                self._blows[worker.name] = (f"{fault.action} at {point}", time.monotonic())
+                worker.ready_at = None
 
     def strike(self, name: str, action: str) -> None:
         worker = self.workers[name]
@@ -135,7 +180,15 @@ class Supervisor:
             "HEADRACE_WORKER__PORT": str(port - GROUPS.index(stage)),
             "HEADRACE_WORKER__DATA_DIR": str(self.deployment.logs.parent / "data" / name),
         }
-        process = self.deployment.start(stage, name=name, environment=environment)
+        with (self.deployment.logs / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.faulty_worker", stage],
+                cwd=ROOT,
+                env=self.deployment.environment | environment | {"CHAOS_FAULTS": str(self.faults)},
+                stdout=log,
+                stderr=log,
+            )
+        self.deployment.workers.append(process)
         worker = self.workers[name] = Worker(name, stage, port, process, time.monotonic())
         threading.Thread(target=self._await_ready, args=(worker,), daemon=True).start()
 
@@ -143,8 +196,8 @@ class Supervisor:
         while worker.process.poll() is None:
             with suppress(URLError, OSError), urlopen(f"http://127.0.0.1:{worker.port}/readyz", timeout=2):
                 worker.ready_at = time.monotonic()
-                _, struck_at = self._blows.pop(worker.name, (None, None))
-                if struck_at is not None:
-                    self.recoveries.setdefault(worker.stage, []).append(worker.ready_at - struck_at)
+                blow, struck_at = self._blows.pop(worker.name, ("", 0.0))
+                if blow:
+                    self.recoveries.setdefault((worker.stage, blow), []).append(worker.ready_at - struck_at)
                 return
             time.sleep(0.2)
