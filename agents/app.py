@@ -1,5 +1,7 @@
 """Puts each stage together from the settings, and runs one as a process."""
 
+import signal
+import sys
 import time
 from typing import Any, Protocol, TypeVar
 
@@ -32,15 +34,7 @@ def build_stage(name: str, settings: Settings) -> Stage[Any]:
     batch_messages, batch_bytes = settings.worker.batch_messages, settings.worker.batch_bytes
     match name:
         case "chunk":
-            tokenizer, readable = wiring.build_tokenizer(settings)
-            chunker = Chunker(
-                tokenizer=tokenizer,
-                encoder=model_name(settings.encoder),
-                encoder_max_tokens=readable,
-                default=settings.chunking.chunking(),
-                manifests=wiring.build_manifests(settings),
-            )
-            return chunker.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
+            return build_chunker(settings).stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
         case "embed":
             embedder = Embedder(encoder=wiring.build_encoder(settings))
             return embedder.stage(
@@ -73,6 +67,17 @@ def build_stage(name: str, settings: Settings) -> Stage[Any]:
             )
             return answerer.stage(batch_bytes=batch_bytes)
     raise Misconfigured(f"there is no stage {name!r}; the stages are {', '.join(GROUPS)}")
+
+
+def build_chunker(settings: Settings) -> Chunker:
+    tokenizer, readable = wiring.build_tokenizer(settings)
+    return Chunker(
+        tokenizer=tokenizer,
+        encoder=model_name(settings.encoder),
+        encoder_max_tokens=readable,
+        default=settings.chunking.chunking(),
+        manifests=wiring.build_manifests(settings),
+    )
 
 
 class Checkable(Protocol):
@@ -119,4 +124,6 @@ def run(stage: str, settings: Settings) -> int:
     Raises Misconfigured before anything is consumed.
     """
     telemetry.configure_logging(settings.log.level, settings.log.format)
+    # Loading a model takes a while, and nothing is in hand yet.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     return Worker(build_stage(stage, settings), settings.kafka, settings.worker).run()

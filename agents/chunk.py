@@ -7,8 +7,8 @@ that are too large, a chunking that the encoder can't read.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import msgspec
@@ -26,6 +26,7 @@ from schemas import (
     Chunking,
     Document,
     DocumentEvent,
+    Intake,
     Key,
     Revision,
     Status,
@@ -34,7 +35,7 @@ from schemas import (
 )
 from schemas.batches import pack_chunks
 from schemas.document import Deletion, read_document
-from topics import RECORD_MAX_BYTES, Lane
+from topics import RAW_MAX_BYTES, RECORD_MAX_BYTES, Lane
 
 STAGE = "chunk"
 CHUNKS_ROOM_BYTES = RECORD_MAX_BYTES // 2
@@ -73,6 +74,11 @@ class Chunker:
             key = parse_key(record.key)
         except ValueError as exc:
             raise Poison("bad_key", str(exc)) from exc
+        if len(record.value or b"") > RAW_MAX_BYTES:
+            raise Poison(
+                "record_too_large",
+                f"{len(record.value or b'')} bytes when decompressed, and a document may have {RAW_MAX_BYTES}",
+            )
         try:
             document = read_document(record.value)
         except msgspec.ValidationError as exc:
@@ -91,7 +97,7 @@ class Chunker:
         attributes = _attributes(document, record)
         content = DELETED_FINGERPRINT
         if isinstance(document, Document):
-            chunking = self._readable(document.chunking) if document.chunking is not None else self.default
+            chunking = _sparing(document.chunking) if document.chunking is not None else self.default
             try:
                 check_chunking(
                     chunking, encoder_max_tokens=self.encoder_max_tokens, special_tokens=self.tokenizer.special_tokens
@@ -103,27 +109,41 @@ class Chunker:
         revision = Revision(version=version, timestamp=record.timestamp, offset=record.offset, fingerprint=content)
         return Incoming(key=key, document=document, revision=revision, attributes=attributes, chunking=chunking)
 
-    def _readable(self, chunking: Chunking) -> Chunking:
-        """Small chunks, asked for without a word of their overlap, get one that leaves room for new text."""
-        if chunking.overlap_tokens < chunking.max_tokens - self.tokenizer.special_tokens:
-            return chunking
-        return msgspec.structs.replace(chunking, overlap_tokens=chunking.max_tokens // 4)
-
-    async def work(self, batch: Sequence[Item[Incoming]]) -> list[Outgoing]:
+    async def work(self, batch: Sequence[Item[Incoming]]) -> Iterable[Outgoing]:
         return await asyncio.to_thread(self._work, batch)
 
-    def _work(self, batch: Sequence[Item[Incoming]]) -> list[Outgoing]:
+    def _work(self, batch: Sequence[Item[Incoming]]) -> "_Answers":
         versions = [item.message for item in batch]
         cut: dict[int, Chunks] = {}
-        outgoing: list[Outgoing] = []
+        answers: list[tuple[Incoming, Lane, Chunks | Status]] = []
         for index, admission in enumerate(self._admit(versions, cut)):
+            answer: Chunks | Status
             if admission is Admission.SEND:
-                chunks = cut[index] if index in cut else self._chunked(versions[index])
-                outgoing.extend(_batches(versions[index], chunks, batch[index].record.lane))
+                answer = cut[index] if index in cut else self._chunked(versions[index])
             else:
-                status: Status = "unchanged" if admission is Admission.UNCHANGED else "superseded"
-                outgoing.append(_event(versions[index], status))
-        return outgoing
+                answer = "unchanged" if admission is Admission.UNCHANGED else "superseded"
+            answers.append((versions[index], batch[index].record.lane, answer))
+        return _Answers(answers)
+
+    def redelivered(self, record: Record, intake: Intake | None) -> Iterable[Outgoing] | None:
+        """What follows when a record comes again, so that the rows of what it brought are made anew.
+
+        Beyond `work`, a record whose content is that of an earlier one makes the rows of that one again, under the ids
+        that they had: `work` would call it unchanged. None where it is cut into other chunks than it was then.
+        """
+        incoming = self.decode(record)
+        revision = incoming.revision
+        if (
+            intake is None
+            or revision.order > intake.revision.order
+            or revision.fingerprint != intake.content.fingerprint
+        ):
+            return self._work([Item(record=record, message=incoming)])
+        # Its rows carry the time of the record that they were first made of, where the document names none.
+        first = replace(record, timestamp=intake.content.timestamp, offset=intake.content.offset)
+        content = replace(self.decode(first), revision=intake.content)
+        chunks = self._chunked(content)
+        return _Answers([(content, record.lane, chunks)]) if len(chunks) == intake.chunks else None
 
     def _chunked(self, incoming: Incoming) -> Chunks:
         document = incoming.document
@@ -160,6 +180,30 @@ class Chunker:
             conflicts = self.manifests.write(replacements)
             undecided = [index for index in undecided if versions[index].key in conflicts]
         return [admissions[index] for index in range(len(versions))]
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What follows from a batch of documents. The records are made each time they are gone through: held together they
+    would be many times the documents' size where chunks are small, for each repeats its headings, each record all
+    attributes.
+    """
+
+    answers: Sequence[tuple[Incoming, Lane, Chunks | Status]]
+
+    def __iter__(self) -> Iterator[Outgoing]:
+        for incoming, lane, answer in self.answers:
+            if isinstance(answer, Chunks):
+                yield from _batches(incoming, answer, lane)
+            else:
+                yield _event(incoming, answer)
+
+
+def _sparing(chunking: Chunking) -> Chunking:
+    """An overlap of more than half becomes a quarter: what is cut and sent stays in proportion to the text."""
+    if 2 * chunking.overlap_tokens <= chunking.max_tokens:
+        return chunking
+    return msgspec.structs.replace(chunking, overlap_tokens=chunking.max_tokens // 4)
 
 
 def _attributes(document: Document | Deletion, record: Record) -> Attributes:

@@ -15,21 +15,26 @@ a replay overwrites with the same.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from operator import itemgetter
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from agents.dead_letters import MESSAGE_MAX_CHARACTERS, Headers, dead_letter_headers
+from agents.batches import UnreadableBatch
+from agents.dead_letters import MESSAGE_MAX_CHARACTERS, OWN_PREFIXES, Headers, dead_letter_headers
 from headrace import telemetry
+from headrace.calls import longest_unanswered
 from headrace.errors import Misconfigured, Poison, Transient
 from schemas import DocumentEvent, EventError, decode, encode, parse_key
+from schemas.document import Version
 from topics import BY_NAME, LANES, Lane
 
 log = structlog.get_logger("headrace.stage")
@@ -37,7 +42,11 @@ log = structlog.get_logger("headrace.stage")
 T = TypeVar("T")
 ATTEMPTS = 3
 """Times that a record may bring a worker down before it is Poison."""
-RETRY_WAIT = wait_exponential_jitter(multiplier=0.2, max=15.0, jitter=1.0)
+SILENT_AFTER_S = 5.0
+"""A server that has not answered a call for so long is told of by readiness; the call goes on until its time-out."""
+RETRY_WAIT = wait_random_exponential(multiplier=0.4, min=0.1, max=15.0)
+"""Random over its whole length: workers that lost a server together don't come back to it together."""
+KEY_MAX_BYTES = 1024
 RECORD_OVERHEAD_BYTES = 256
 """A batch's header, a record's lengths and varints: more than Kafka's format adds to one record."""
 
@@ -85,12 +94,13 @@ class Stage(Generic[T]):
     confirmed.
 
     `decode` raises Poison for what can't be read, and asks no server. `work` gets messages in the order they came, of
-    one lane, and may be called again with the same ones or a part of them.
+    one lane, and may be called again with the same ones or a part of them. What it returns is gone through twice, so it
+    may make its records as they are asked for and hold none of them.
     """
 
     name: str
     decode: Callable[[Record], T]
-    work: Callable[[Sequence[Item[T]]], Awaitable[Sequence[Outgoing]]]
+    work: Callable[[Sequence[Item[T]]], Awaitable[Iterable[Outgoing]]]
     batch_messages: int
     batch_bytes: int
     linger_s: float = 0.05
@@ -114,8 +124,8 @@ def reads(message_type: type[T]) -> Callable[[Record], T]:
 class Wire(Protocol):
     """The transport as a stage sees it."""
 
-    async def send(self, outgoing: Sequence[Outgoing]) -> None:
-        """Return when the brokers have confirmed every record."""
+    async def send(self, outgoing: Iterable[Outgoing]) -> None:
+        """Return when the brokers have confirmed every record; take each when there is room for it."""
 
     async def commit(self) -> None: ...
 
@@ -148,14 +158,22 @@ class StageRunner(Generic[T]):
     stage: Stage[T]
     wire: Wire
     in_hand: int = 0
-    waiting: Waiting | None = None
     busy_since: float = field(default_factory=time.monotonic)
     """When the batch in hand was taken, or something of it last confirmed (monotonic seconds)."""
+    _away: Waiting | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _urgent_idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._urgent_idle.set()
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """The server that was away at the last try, or that keeps a call waiting for long. From any thread."""
+        asked = longest_unanswered()
+        if self._away is not None or asked is None or time.monotonic() - asked.since < SILENT_AFTER_S:
+            return self._away
+        return Waiting(asked.service, "it was asked and has not answered yet", asked.since)
 
     async def run_lane(self, lane: Lane, source: Source) -> None:
         """Take, process and ack batch after batch, until cancelled or broken.
@@ -208,13 +226,13 @@ class StageRunner(Generic[T]):
         up to the record that broke it if one did.
         """
         place = {id(record): position for position, (_, record) in enumerate(batch)}
-        settled: list[tuple[int, Poison | Sequence[Outgoing]]] = []
+        settled: list[tuple[int, Poison | Iterable[Outgoing]]] = []
         items: list[Item[T]] = []
         crash: tuple[int, Exception] | None = None
         with _timed(self.stage.name, "decode"):
             for position, (_, record) in enumerate(batch):
                 try:
-                    items.append(Item(record=record, message=self.stage.decode(record)))
+                    items.append(Item(record=record, message=self._decode(record)))
                 except Poison as poison:
                     settled.append((position, poison))
                 except Exception as bug:
@@ -226,33 +244,48 @@ class StageRunner(Generic[T]):
             else:
                 settled.append((place[id(item.record)], outcome))
         end = len(batch) if crash is None else crash[0]
-        outgoing: list[Outgoing] = []
+        outgoing: list[Iterable[Outgoing]] = []
         for position, outcome in sorted(settled, key=itemgetter(0)):
             if position >= end:
                 break
             if isinstance(outcome, Poison):
                 outcome = self._bury(batch[position][1], outcome, attempts=1)  # noqa: PLW2901
-            outgoing += outcome
-        await self._confirm(batch[:end], outgoing)
+            outgoing.append(outcome)
+        await self._confirm(batch[:end], chain.from_iterable(outgoing))
         if crash is not None:
             await self._count_the_crash(batch[end], crash[1])
             await self._process(batch[end + 1 :])
 
-    async def _confirm(self, batch: Sequence[tuple[Any, Record]], outgoing: Sequence[Outgoing]) -> None:
+    def _decode(self, record: Record) -> T:
+        if isinstance(record.value, UnreadableBatch):
+            raise Poison("unreadable_batch", record.value.reason)
+        return self.stage.decode(record)
+
+    async def _confirm(self, batch: Sequence[tuple[Any, Record]], outgoing: Iterable[Outgoing]) -> None:
         name = self.stage.name
+        messages, chunks = Counter[Lane](), Counter[Lane]()
+
+        def handed_over() -> Iterator[Outgoing]:
+            for record in outgoing:
+                yield record
+                # The wire has taken it: what one document becomes may take longer than a worker may stand still.
+                self.busy_since = time.monotonic()
+                lane = BY_NAME[record.topic].lane if record.topic in BY_NAME else "bulk"
+                messages[lane] += 1
+                chunks[lane] += record.chunks
+
         with _timed(name, "write"):
-            await self.wire.send(outgoing)
+            await self.wire.send(handed_over())
         for event, _ in batch:
             event.ack()
         self.busy_since = time.monotonic()
         telemetry.PROGRESS.labels(name).set_to_current_time()
         for _, record in batch:
             telemetry.MESSAGES.labels(name, record.lane, "in").inc()
-        for sent in outgoing:
-            lane = BY_NAME[sent.topic].lane if sent.topic in BY_NAME else "bulk"
-            telemetry.MESSAGES.labels(name, lane, "out").inc()
-            if sent.chunks:
-                telemetry.CHUNKS.labels(name, lane).inc(sent.chunks)
+        for lane, count in messages.items():
+            telemetry.MESSAGES.labels(name, lane, "out").inc(count)
+            if chunks[lane]:
+                telemetry.CHUNKS.labels(name, lane).inc(chunks[lane])
 
     async def _work(self, items: Sequence[Item[T]]) -> list["_Outcome[T]"]:
         """Work on a batch; where something in it can't be worked on, halve it until what is wrong stands alone.
@@ -276,7 +309,7 @@ class StageRunner(Generic[T]):
             return outcomes
         return outcomes + await self._work(items[middle:])
 
-    async def _until_the_servers_are_there(self, items: Sequence[Item[T]]) -> Sequence[Outgoing]:
+    async def _until_the_servers_are_there(self, items: Sequence[Item[T]]) -> Iterable[Outgoing]:
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(Transient), wait=RETRY_WAIT, before_sleep=self._note_wait
@@ -288,15 +321,19 @@ class StageRunner(Generic[T]):
                     return outgoing
             raise AssertionError("retries have no end")
         finally:
-            if self.waiting is not None:
-                telemetry.WAITING.labels(self.stage.name, self.waiting.service).set(0)
-                log.info("waiting_ended", stage=self.stage.name, service=self.waiting.service)
-                self.waiting = None
+            if self._away is not None:
+                telemetry.WAITING.labels(self.stage.name, self._away.service).set(0)
+                log.info("waiting_ended", stage=self.stage.name, service=self._away.service)
+                self._away = None
 
     def _note_wait(self, state: RetryCallState) -> None:
         error = cast(Transient, state.outcome and state.outcome.exception())  # nothing else is retried
-        since = self.waiting.since if self.waiting is not None else time.monotonic()
-        self.waiting = Waiting(error.service, str(error), since)
+        if self._away is not None and self._away.service != error.service:
+            # A stage of two stores: the one is back, and the other isn't.
+            telemetry.WAITING.labels(self.stage.name, self._away.service).set(0)
+            self._away = None
+        since = self._away.since if self._away is not None else time.monotonic()
+        self._away = Waiting(error.service, str(error), since)
         telemetry.RETRIES.labels(self.stage.name, error.service).inc()
         telemetry.WAITING.labels(self.stage.name, error.service).set(1)
         log.warning(
@@ -330,41 +367,49 @@ class StageRunner(Generic[T]):
     def _bury(self, record: Record, poison: Poison, *, attempts: int) -> list[Outgoing]:
         """The dead letter, byte for byte, and the event that tells the producer."""
         telemetry.DEAD_LETTERS.labels(self.stage.name, poison.code).inc()
-        log.warning(
-            "message_dead_lettered",
-            stage=self.stage.name,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            code=poison.code,
-            reason=str(poison),
-        )
-        headers = dead_letter_headers(
-            record.headers,
-            stage=self.stage.name,
-            poison=poison,
-            attempts=attempts,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-        )
+        batch = record.value if isinstance(record.value, UnreadableBatch) else None
+        place: dict[str, Any] = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        reason = {"code": poison.code, "reason": str(poison)[:MESSAGE_MAX_CHARACTERS]}
+        if batch is None:
+            log.warning("message_dead_lettered", stage=self.stage.name, **place, **reason)
+        else:
+            place |= {"offset": batch.first, "last_offset": batch.last}
+            log.error("batch_dead_lettered", stage=self.stage.name, **place, **reason, size=len(batch))
+        headers = dead_letter_headers(record.headers, stage=self.stage.name, poison=poison, attempts=attempts, **place)
         dead = Outgoing(
             topic="documents.dead", key=record.key, value=record.value, headers=headers, timestamp=record.timestamp
         )
-        if not self.stage.tells_producers:
+        if not _fits(dead):
+            dead = _emptied(dead)
+        if batch is not None or not self.stage.tells_producers:  # Whose documents a batch held nobody knows.
             return [dead]
         event = encode(_failed(record, self.stage.name, poison))
-        return [dead, Outgoing(topic="documents.events", key=record.key, value=event)]
+        return [dead, Outgoing(topic="documents.events", key=_reasonable(record.key), value=event)]
 
 
-_Outcome = tuple[Item[T], Sequence[Outgoing] | Exception]
+_Outcome = tuple[Item[T], Iterable[Outgoing] | Exception]
 
 
 class _VersionOnly(msgspec.Struct):
     """What a document and every message between the stages have of a version."""
 
-    version: int | None = None
+    version: Version | None = None
     revision: "_VersionOnly | None" = None
+
+
+def _emptied(dead: Outgoing) -> Outgoing:
+    """A letter that its topic doesn't take, because the record came compressed: why it died, and where the original is.
+
+    Its value is empty and not null: sent again, that would delete the document.
+    """
+    headers = [(name, value) for name, value in dead.headers if name.startswith(OWN_PREFIXES)]
+    left_out = ("headrace.error.left_out_bytes", str(len(dead.value or b"")).encode())
+    return replace(dead, key=_reasonable(dead.key), value=b"", headers=[*headers, left_out])
+
+
+def _reasonable(key: bytes | None) -> bytes | None:
+    """A key that can't be a document's may be as large as its record, and an event takes less."""
+    return key if key is None or len(key) <= KEY_MAX_BYTES else None
 
 
 def _failed(record: Record, stage: str, poison: Poison) -> DocumentEvent:
@@ -411,8 +456,19 @@ def check_size(outgoing: Outgoing) -> None:
     """Raise Poison if the broker would refuse this record:
     an idempotent producer is dead for good after such a refusal.
     """
-    limit = BY_NAME[outgoing.topic].max_bytes if outgoing.topic in BY_NAME else BY_NAME["replies"].max_bytes
-    size = RECORD_OVERHEAD_BYTES + len(outgoing.key or b"") + len(outgoing.value or b"")
-    size += sum(len(name) + len(value or b"") + 10 for name, value in outgoing.headers)
+    size, limit = _size(outgoing), _limit(outgoing)
     if size > limit:
         raise Poison("record_too_large", f"a record of {size} bytes for {outgoing.topic}, which takes {limit}")
+
+
+def _fits(outgoing: Outgoing) -> bool:
+    return _size(outgoing) <= _limit(outgoing)
+
+
+def _limit(outgoing: Outgoing) -> int:
+    return BY_NAME[outgoing.topic if outgoing.topic in BY_NAME else "replies"].max_bytes
+
+
+def _size(outgoing: Outgoing) -> int:
+    size = RECORD_OVERHEAD_BYTES + len(outgoing.key or b"") + len(outgoing.value or b"")
+    return size + sum(len(name) + len(value or b"") + 10 for name, value in outgoing.headers)

@@ -6,6 +6,7 @@ aiokafka are pinned and a test fails when a pin moves.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from agents.batches import read_past_unreadable_batches
 from agents.progress import PartitionProgress
 from topics import Lane
 
@@ -29,6 +31,9 @@ BUFFERED_MESSAGES = 4096
 """Held of one lane at most, on top of the bound in bytes:
 a small record costs Python about 2 kB however small it is."""
 COMMIT_BEFORE_REVOKE_S = 5.0
+METADATA_RETRY_S = 0.5
+Places = Mapping[TP, tuple[int, int | None]]
+"""Where the fetcher stands in each partition, and the last message that it has handed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class Consumer(driver.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._progress: dict[TP, PartitionProgress] = {}
+        self._places: Places = {}
         self._room = asyncio.Event()
         super().__init__(*args, **kwargs)
 
@@ -87,6 +93,7 @@ class Consumer(driver.Consumer):
     async def perform_seek(self) -> None:
         # What was delivered and not committed is read again from the committed position on.
         self._progress.clear()
+        self._places = {}
         self._room.set()
         await super().perform_seek()
 
@@ -98,6 +105,7 @@ class Consumer(driver.Consumer):
         except TimeoutError:
             log.warning("commit_before_revoke_too_slow", limit_s=COMMIT_BEFORE_REVOKE_S)
         await super().on_partitions_revoked(revoked)  # drains what is in hand and commits it
+        self._places = {}
         for tp in revoked:
             self._progress.pop(tp, None)
         self._room.set()
@@ -124,15 +132,19 @@ class Consumer(driver.Consumer):
         of_lane = [p for tp, p in self._progress.items() if self.app.delivery.lane_of.get(tp.topic) == lane]
         return sum(p.unacked for p in of_lane), sum(p.held_bytes for p in of_lane)
 
-    def _has_room(self, lane: Lane) -> bool:
+    def has_room(self, lane: Lane) -> bool:
         messages, size = self.held(lane)
         return messages < BUFFERED_MESSAGES and size < self.app.delivery.buffer_bytes
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        # Faust comes here when it has handed over what it got here before.
+        for tp, (position, last) in self._places.items():
+            self._progress.setdefault(tp, PartitionProgress()).reach(position, last)
+        self._places = {}
         active = active_partitions or set()
         lane_of = self.app.delivery.lane_of
         lanes = {lane_of[tp.topic] for tp in active}
-        open_lanes = {lane for lane in lanes if self._has_room(lane)}
+        open_lanes = {lane for lane in lanes if self.has_room(lane)}
         if not open_lanes:
             self._room.clear()
             with suppress(TimeoutError):
@@ -141,7 +153,12 @@ class Consumer(driver.Consumer):
         if open_lanes != lanes:
             # Records of the open lane wake this call; room in the other one doesn't, so look again soon.
             timeout = min(timeout, 0.05)
-        return await super()._getmany({tp for tp in active if lane_of[tp.topic] in open_lanes}, timeout)
+        generation = self.app.consumer_generation_id
+        fetched: Any = await super()._getmany({tp for tp in active if lane_of[tp.topic] in open_lanes}, timeout)
+        records, places = fetched
+        if generation == self.app.consumer_generation_id:
+            self._places = places
+        return records
 
     # -- Throughput: Faust makes four tasks a message to be able to stop in the middle of handing one over.
 
@@ -163,14 +180,23 @@ class Consumer(driver.Consumer):
 
     # -- What the stage and its health check ask.
 
-    def lag(self) -> dict[TP, int]:
-        """Messages from the committed position to the end, of each partition that is assigned and was fetched from."""
-        lags = {}
-        for tp in self.assignment():
-            end, committed = self.highwater(tp), self._committed_offset[tp]
-            if end is not None and committed is not None:
-                lags[TP(*tp)] = max(0, end - committed)
-        return lags
+    def positions(self) -> dict[TP, int]:
+        """The offset before which everything was delivered, of each partition that is assigned."""
+        known = {TP(*tp): self._committed_offset[tp] or 0 for tp in self.assignment()}
+        return {tp: max(committed, self._delivered_to(tp)) for tp, committed in known.items()}
+
+    def _delivered_to(self, tp: TP) -> int:
+        progress = self._progress.get(tp)
+        return 0 if progress is None else progress.delivered_to
+
+    def lag(self, ends: Mapping[TP, int]) -> dict[TP, int]:
+        """Messages from the committed position to the end, of each partition that is assigned: the one of `ends`, or
+        where more is known here, that.
+        """
+        committed = {TP(*tp): self._committed_offset[tp] or 0 for tp in self.assignment()}
+        return {
+            tp: max(0, ends.get(tp, 0) - offset, (self.highwater(tp) or 0) - offset) for tp, offset in committed.items()
+        }
 
     def in_group(self) -> bool:
         """Whether the broker counts this worker as a member:
@@ -193,18 +219,64 @@ class Consumer(driver.Consumer):
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._handed_over: dict[TP, tuple[Any, int]] = {}
+        """The last message of each partition, with the assignment under which it was fetched."""
+
+    async def _fetch_records(
+        self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None
+    ) -> Any:
+        """The records, and the `Places` after them: nothing happens in this thread in between."""
+        records = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
+        subscription = consumer._subscription.subscription
+        assignment = subscription and subscription.assignment
+        for tp, of_partition in records.items():
+            self._handed_over[tp] = (assignment, of_partition[-1].offset)
+        places: dict[TP, tuple[int, int | None]] = {}
+        for tp in active_partitions:
+            state = assignment and assignment.state_value(tp)
+            if state is not None and state.has_valid_position:
+                fetched_under, last = self._handed_over.get(tp, (None, None))
+                places[tp] = (state.position, last if fetched_under is assignment else None)
+        return records, places
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         # Faust has no setting for it; aiokafka's default of 50 MB is on top of every lane's bound.
         consumer._fetch_max_bytes = FETCH_MAX_BYTES
         # A producer's aborted transaction was never sent.
         consumer._isolation_level = "read_committed"
+        read_past_unreadable_batches()
+        _pause_between_metadata_updates(consumer._client)
         return consumer
 
 
 class Producer(driver.Producer):
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"acks": "all", "enable_idempotence": True}
+
+    def _new_producer(self, transactional_id: str | None = None) -> Any:
+        producer = super()._new_producer(transactional_id)
+        # However long the brokers are away, what was to be sent is sent when they are back. aiokafka gives up what has
+        # no leader after the time-out of a request, and what finds no room in a batch.
+        producer._message_accumulator._batch_ttl = math.inf
+        producer._request_timeout_ms = math.inf
+        _pause_between_metadata_updates(producer.client)
+        return producer
+
+
+def _pause_between_metadata_updates(client: Any) -> None:
+    """Unpatched, aiokafka asks a broker that refuses connections 900 times a second."""
+    update = client._metadata_update
+
+    async def update_or_pause(cluster: Any, topics: Any) -> Any:
+        updated = await update(cluster, topics)
+        if not updated:
+            await asyncio.sleep(METADATA_RETRY_S)
+        return updated
+
+    client._metadata_update = update_or_pause
 
 
 class Transport(driver.Transport):

@@ -1,9 +1,13 @@
 """One stage as a process: its Faust app on the hardened transport, its health, its end."""
 
 import asyncio
+import signal
 import ssl
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import faust
@@ -11,6 +15,7 @@ import structlog
 from faust.types import TP
 from tenacity import Retrying, retry_if_exception_type, wait_exponential_jitter
 
+from agents.liveness import STOP_GRACE_S, Brokers, Watchdog
 from agents.stage import Outgoing, Record, Stage, StageRunner
 from agents.transport import App, Delivery
 from headrace import telemetry
@@ -25,8 +30,7 @@ log = structlog.get_logger("headrace.worker")
 HEARTBEATS_PER_SESSION = 3
 MAX_POLL_INTERVAL_S = 864_000.0
 """Out of reach: past it with full buffers a Faust worker leaves its group and never comes back (decision 0001)."""
-LOOP_STALLED_S = 60.0
-"""An event loop that hasn't turned for so long isn't going to."""
+LOOK_EVERY_S = 1.0
 
 
 class KafkaWire:
@@ -36,7 +40,7 @@ class KafkaWire:
         self._app = app
         self._names = names
 
-    async def send(self, outgoing: Sequence[Outgoing]) -> None:
+    async def send(self, outgoing: Iterable[Outgoing]) -> None:
         send = self._app.producer.send
         confirmations = [
             await send(
@@ -72,9 +76,21 @@ class Worker:
         self.names = kafka.names
         self.app = build_app(stage.name, kafka, settings)
         self.runner = StageRunner(stage, KafkaWire(self.app, self.names))
-        self._out_of_group_since: float | None = time.monotonic()
-        self._last_turn = time.monotonic()
+        self.watchdog = Watchdog(
+            stage.name,
+            stuck_after_s=settings.stuck_after_s,
+            stop_within_s=settings.drain_timeout_s + STOP_GRACE_S,
+            should_move=self._should_move,
+            ask=self._ask_the_brokers,
+        )
+        self._brokers = Brokers(kafka.confluent())
+        self._ends: Mapping[TP, int] = {}
+        self._positions: Mapping[TP, int] = {}
+        self._in_group = False
+        self._turns = 0
+        self._moving: Mapping[str, Hashable] = {}
         self._misfit: Misconfigured | None = None
+        self._process: Process | None = None
         topics_of = {lane: self.names.read_by(stage.name, lane) for lane in LANES}
         self.lane_of: dict[str, Lane] = {topic: lane for lane in LANES for topic in topics_of[lane]}
         self.app.delivery = Delivery(
@@ -86,7 +102,8 @@ class Worker:
         for lane in LANES:
             if topics_of[lane]:
                 self._add_lane(lane, topics_of[lane])
-        self.app.task(self._watch)
+        self.app.task(self._look)
+        self.app.on_partitions_assigned.connect(self._count_assignment)
 
     def _add_lane(self, lane: Lane, topics: list[str]) -> None:
         async def consume(stream: Any) -> None:
@@ -102,69 +119,104 @@ class Worker:
         topic = self.app.topic(*topics, key_serializer="raw", value_serializer="raw")
         self.app.agent(topic, name=f"{self.stage.name}-{lane}", concurrency=1)(consume)
 
-    async def _watch(self) -> None:
-        """Keeps what the health endpoints tell: they are asked from a thread of their own."""
+    async def _count_assignment(self, *_: Any, **__: Any) -> None:
+        telemetry.REBALANCES.labels(self.stage.name).inc()
+
+    async def _look(self) -> None:
+        """Keeps what the health endpoints and the watchdog tell: they are asked from threads of their own."""
         while not self.app.should_stop:
-            self._last_turn = time.monotonic()
-            if self.app.kafka.in_group():
-                self._out_of_group_since = None
-            elif self._out_of_group_since is None:
-                self._out_of_group_since = time.monotonic()
-            await asyncio.sleep(1.0)
+            kafka = self.app.kafka
+            self._in_group = kafka.in_group()
+            self._positions = kafka.positions() if self._in_group else {}
+            self._moving = self._what_should_move()
+            self._turns += 1
+            if self._in_group:
+                self._measure()
+            await asyncio.sleep(LOOK_EVERY_S)
 
-    def stuck(self) -> str | None:
-        """Why this process should be replaced, or None. Waiting for a server is not being stuck."""
-        now, limit = time.monotonic(), self.settings.stuck_after_s
-        if now - self._last_turn > max(limit, LOOP_STALLED_S):
-            return f"the event loop has not turned for {now - self._last_turn:.0f} s"
-        if self._out_of_group_since is not None and now - self._out_of_group_since > limit:
-            return f"out of the consumer group for {now - self._out_of_group_since:.0f} s"
-        if self.runner.in_hand and self.runner.waiting is None and now - self.runner.busy_since > limit:
-            return f"no progress for {now - self.runner.busy_since:.0f} s with {self.runner.in_hand} messages in hand"
-        return None
+    def _what_should_move(self) -> Mapping[str, Hashable]:
+        """What this worker can't be without for long, and where each thing is now. Waiting for a store isn't standing
+        still, nor is a lane without room for more.
+        """
+        if not self._in_group:
+            return {"out of the consumer group": None}
+        moving: dict[str, Hashable] = {
+            f"{tp.topic} {tp.partition} gives no messages though the broker has some": position
+            for tp, position in self._positions.items()
+            if self._ends.get(tp, 0) > position and self.app.kafka.has_room(self.lane_of[tp.topic])
+        }
+        held = sum(self.app.kafka.held(lane)[0] for lane in LANES)
+        if (held or self.runner.in_hand) and self.runner.waiting is None:
+            moving["no progress with messages in hand"] = self.runner.busy_since
+        return moving
 
-    def unready(self) -> str | None:
-        """Why this worker does no work now, or None."""
-        if self._out_of_group_since is not None:
-            return "joining the consumer group"
-        waiting = self.runner.waiting
-        if waiting is not None:
-            return f"waiting for {waiting.service} for {time.monotonic() - waiting.since:.0f} s: {waiting.reason}"
-        return self.stuck()
-
-    def before_scrape(self) -> None:
-        if self._out_of_group_since is not None:
-            return
+    def _measure(self) -> None:
         lags = dict.fromkeys(set(self.lane_of.values()), 0)
-        for tp, lag in self.app.kafka.lag().items():
+        for tp, lag in self.app.kafka.lag(self._ends).items():
             lags[self.lane_of[tp.topic]] += lag
         for lane, lag in lags.items():
             telemetry.LAG.labels(self.stage.name, lane).set(lag)
             telemetry.BUFFERED_BYTES.labels(self.stage.name, lane).set(self.app.kafka.held(lane)[1])
 
+    def _should_move(self) -> Mapping[str, Hashable]:
+        return {"the event loop has not turned": self._turns, **self._moving}
+
+    def _ask_the_brokers(self) -> None:
+        self._ends = self._brokers.ends(self._positions.keys())
+
+    def unready(self) -> str | None:
+        """Why this worker does no work now, or None."""
+        waiting = self.runner.waiting
+        if waiting is not None:
+            return f"waiting for {waiting.service} for {time.monotonic() - waiting.since:.0f} s: {waiting.reason}"
+        if self.watchdog.brokers_away is not None:
+            reason, since = self.watchdog.brokers_away
+            return f"waiting for kafka for {time.monotonic() - since:.0f} s: {reason}"
+        if not self._in_group:
+            return "joining the consumer group"
+        return self.watchdog.stuck()
+
     def run(self) -> int:
-        """Serve health, consume until told to stop; the exit code: 0 after a clean stop, 1 after a crash.
+        """Serve health, consume until told to stop; the exit code: 0 after SIGTERM or SIGINT, 1 after a crash. A worker
+        that is stuck ends the process with `STUCK_EXIT_CODE`, and one that doesn't stop in time with 0.
 
         Raises Misconfigured when that is what ended it.
         """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._asked_to_stop)
         settings = self.settings
         port = settings.port + GROUPS.index(self.stage.name) if settings.port else 0
-        port = telemetry.serve_health(
-            settings.host, port, stuck=self.stuck, unready=self.unready, before_scrape=self.before_scrape
-        )
+        port = telemetry.serve_health(settings.host, port, stuck=self.watchdog.stuck, unready=self.unready)
         wait_for_topics(self.kafka, self.stage.name)
         log.info("worker_started", stage=self.stage.name, port=port)
+        self._process = Process(self.app, override_logging=False, redirect_stdouts=False, quiet=True)
+        self._process.spinner = None
+        self.watchdog.start()
         try:
-            worker = faust.Worker(self.app, override_logging=False, redirect_stdouts=False, quiet=True)
-            worker.spinner = None
-            worker.execute_from_commandline()
-        except SystemExit as stopped:
-            code = stopped.code if isinstance(stopped.code, int) else 1
-            log.info("worker_stopped", stage=self.stage.name, exit_code=code)
+            self._process.execute_from_commandline()
+        except SystemExit as ended:
             if self._misfit is not None:
                 raise self._misfit from None
-            return code
-        return 0
+            code = 0 if self.watchdog.stopping else ended.code
+        log.info("worker_stopped", stage=self.stage.name, exit_code=code)
+        return code if isinstance(code, int) else 1
+
+    def _asked_to_stop(self, number: int, _frame: FrameType | None) -> None:
+        if self._process is None:
+            sys.exit(0)  # Nothing was taken yet.
+        self.watchdog.stop_is_asked()
+        self._process.stop_soon(signal.Signals(number))
+
+
+class Process(faust.Worker):
+    """Faust's process, which leaves the signals to the worker: its own handlers need an event loop that turns."""
+
+    def install_signal_handlers(self) -> None:
+        pass
+
+    def stop_soon(self, number: signal.Signals) -> None:
+        with suppress(RuntimeError):  # The loop is closed: it has stopped already.
+            self.loop.call_soon_threadsafe(self._schedule_shutdown, number)
 
 
 def wait_for_topics(kafka: KafkaSettings, stage: str) -> None:

@@ -83,7 +83,7 @@ class WorkerSettings(BaseModel):
     batch_bytes: Annotated[int, Field(ge=1)] = 4_000_000
     """A batch ends at whichever comes first."""
     stuck_after_s: Annotated[float, Field(gt=0)] = 180.0
-    """Liveness fails when a worker has been out of its group, or has had work and made no progress, for as long."""
+    """A worker that has stood still for as long, whatever the reason, ends itself with exit code 5."""
     data_dir: Path = Path(".headrace/workers")
 
 
@@ -112,9 +112,9 @@ class Settings(BaseSettings):
     local: LocalStackSettings = LocalStackSettings()
 
     @model_validator(mode="after")
-    def _overlap_leaves_room(self) -> "Settings":
-        if self.chunking.overlap_tokens >= self.chunking.max_tokens:
-            raise ValueError("chunking.overlap_tokens must be smaller than chunking.max_tokens")
+    def _overlap_is_sparing(self) -> "Settings":
+        if 2 * self.chunking.overlap_tokens > self.chunking.max_tokens:
+            raise ValueError("chunking.overlap_tokens must be at most half of chunking.max_tokens")
         return self
 
     @classmethod

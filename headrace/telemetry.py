@@ -30,6 +30,10 @@ RETRIES = Counter("headrace_retries", "Tries again because a server was away or 
 WAITING = Gauge("headrace_waiting", "1 while a stage waits for a server", ["stage", "service"])
 DEAD_LETTERS = Counter("headrace_dead_letters", "Messages sent to documents.dead", ["stage", "code"])
 PROGRESS = Gauge("headrace_last_progress_timestamp_seconds", "When a stage last acked something (Unix time)", ["stage"])
+STANDSTILL = Gauge(
+    "headrace_standstill_seconds", "For how long something that should move has not: it ends the worker", ["stage"]
+)
+REBALANCES = Counter("headrace_rebalances", "Times that the consumer group gave this worker its partitions", ["stage"])
 ANSWER_ERRORS = Counter("headrace_answer_errors", "Replies that carry an error", ["code"])
 DEGRADED = Counter("headrace_degraded_answers", "Answers made without a part", ["without"])
 # Under the names that dashboards of such pipelines already have.
@@ -68,6 +72,7 @@ def configure_logging(level: str, log_format: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
+    handler.addFilter(_Seldom("aiokafka", seconds=30.0))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     # Libraries that tell of every connection and request; their warnings stay.
     for name in (
@@ -82,6 +87,26 @@ def configure_logging(level: str, log_format: str) -> None:
         "sentence_transformers",
     ):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+class _Seldom(logging.Filter):
+    """Lets a library that tries again many times a second say so once in a while."""
+
+    def __init__(self, library: str, seconds: float) -> None:
+        super().__init__()
+        self._library = library
+        self._seconds = seconds
+        self._said: dict[object, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(self._library):
+            return True
+        # What is said about another partition or node is the same again.
+        about = record.msg
+        if record.created - self._said.get(about, float("-inf")) < self._seconds:
+            return False
+        self._said[about] = record.created
+        return True
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
@@ -99,7 +124,6 @@ def serve_health(
     *,
     stuck: Callable[[], str | None],
     unready: Callable[[], str | None],
-    before_scrape: Callable[[], None],
 ) -> int:
     """Serve /metrics, /healthz and /readyz from a thread of its own, and return the port (a free one for port 0).
 
@@ -116,7 +140,6 @@ def serve_health(
             start_response("200 OK" if reason is None else "503 Service Unavailable", [("Content-Type", "text/plain")])
             return [(reason or "ok").encode() + b"\n"]
         if environ["PATH_INFO"] == "/metrics":
-            before_scrape()
             answer: Iterable[bytes] = metrics(environ, start_response)
             return answer
         start_response("404 Not Found", [("Content-Type", "text/plain")])

@@ -10,11 +10,13 @@ class Exit(IntEnum):
     USAGE = 2
     MISCONFIGURED = 3
     AWAY = 4
+    STUCK = 5
+    """A worker stood still and ended itself: start it again."""
 
 
 EPILOG = (
     "**Exit codes**: 0 fine · 1 some documents failed, not found, the answer is an error, or something is not as it "
-    "should be · 2 usage · 3 misconfigured · 4 a server is away.\n\n"
+    "should be · 2 usage · 3 misconfigured · 4 a server is away · 5 a worker was stuck.\n\n"
     "**Settings** come from `headrace.toml` (or the file that `HEADRACE_CONFIG` names) and from the environment, e.g. "
     "`HEADRACE_KAFKA__BOOTSTRAP_SERVERS`; `headrace config` shows them."
 )

@@ -2,13 +2,13 @@
 
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError, Transient
-from headrace.stores import Candidate, Filters, ManifestCount, StoreCount, Stored, TextRow, VectorRow
+from headrace.stores import Candidate, Filters, ManifestCount, StoreCount, Stored, StoredRow, TextRow, VectorRow
 from schemas import Key, Manifest
 
 
@@ -23,7 +23,9 @@ class _Faulty:
 
 
 class FakeVectorStore(_Faulty):
-    """A VectorStore: exact cosine."""
+    """A VectorStore: exact cosine. Unless it is `searchable`, no search is to find what it stores."""
+
+    searchable = True
 
     def __init__(self) -> None:
         self.collections: dict[str, dict[str, VectorRow]] = {}
@@ -49,10 +51,14 @@ class FakeVectorStore(_Faulty):
         rows = self.collections.get(tenant, {})
         return StoreCount(documents=len({row.doc_id for row in rows.values()}), chunks=len(rows))
 
+    def rows(self, tenant: str, doc_ids: Collection[str] | None = None) -> Iterator[list[StoredRow]]:
+        self.check()
+        yield from _page(self.collections.get(tenant, {}).values(), doc_ids)
+
     def make_searchable(self, tenant: str, ids: Sequence[str]) -> None:
         self.check()
-        if missing := set(ids) - self.collections.get(tenant, {}).keys():
-            raise Transient("milvus", f"{len(missing)} rows are not there")
+        if not self.searchable and (hidden := set(ids) & self.collections.get(tenant, {}).keys()):
+            raise Transient("milvus", f"{len(hidden)} rows can't be found yet")
 
     def tenants(self) -> list[str]:
         self.check()
@@ -83,6 +89,11 @@ class FakeManifestStore(_Faulty):
                 self.stored[key] = Stored(manifest=replacement.manifest, seq_no=self._next, primary_term=1)
                 self._next += 1
         return conflicts
+
+    def scan(self, tenant: str) -> Iterator[list[Manifest]]:
+        self.check()
+        if found := [stored.manifest for key, stored in self.stored.items() if key.tenant == tenant]:
+            yield found
 
     def count(self, tenant: str) -> ManifestCount:
         self.check()
@@ -140,12 +151,26 @@ class FakeTextStore(_Faulty):
         rows = self.indexes.get(tenant, {})
         return StoreCount(documents=len({row.doc_id for row in rows.values()}), chunks=len(rows))
 
+    def rows(self, tenant: str, doc_ids: Collection[str] | None = None) -> Iterator[list[StoredRow]]:
+        self.check()
+        yield from _page(self.indexes.get(tenant, {}).values(), doc_ids)
+
     def make_searchable(self, tenant: str) -> None:
         self.check()
 
     def tenants(self) -> list[str]:
         self.check()
         return sorted(self.indexes)
+
+
+def _page(rows: Iterable[VectorRow] | Iterable[TextRow], doc_ids: Collection[str] | None) -> Iterator[list[StoredRow]]:
+    found = [
+        StoredRow(id=row.id, doc_id=row.doc_id, version=row.version, ordinal=row.ordinal, content_hash=row.content_hash)
+        for row in rows
+        if doc_ids is None or row.doc_id in doc_ids
+    ]
+    if found:
+        yield found
 
 
 def _cosine(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:

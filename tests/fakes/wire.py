@@ -3,7 +3,7 @@
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +22,13 @@ class FakeWire:
         self.failing: Exception | None = None
         self.crashes = crashes_before
 
-    async def send(self, outgoing: Sequence[Outgoing]) -> None:
-        self.journal += [f"send {one.topic}" for one in outgoing]
+    async def send(self, outgoing: Iterable[Outgoing]) -> None:
+        taken = list(outgoing)
+        self.journal += [f"send {one.topic}" for one in taken]
         await self.confirming.wait()
         if self.failing is not None:
             raise self.failing
-        self.sent += outgoing
+        self.sent += taken
         self.journal.append("confirmed")
 
     async def commit(self) -> None:
@@ -59,7 +60,7 @@ class FakeEvent:
     journal: list[str]
 
     def ack(self) -> None:
-        self.journal.append(f"ack {(self.message.value or b'').decode()}")
+        self.journal.append(f"ack {(self.message.value or b'').decode(errors='replace')}")
 
 
 class FakeSource:
@@ -77,6 +78,10 @@ class FakeSource:
             message = FakeMessage(self._topic, self._offset, f"default/{value}".encode(), value.encode())
             self._events.append(FakeEvent(message, self._journal))
             self._offset += 1
+        self._more.set()
+
+    def put_message(self, value: bytes, *, offset: int) -> None:
+        self._events.append(FakeEvent(FakeMessage(self._topic, offset, None, value), self._journal))
         self._more.set()
 
     async def get(self) -> Any:

@@ -9,6 +9,9 @@ from typing import Any
 import aiokafka
 import faust
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer import fetcher
+from aiokafka.producer.message_accumulator import MessageAccumulator
 from faust.transport.drivers import aiokafka as driver
 
 from agents import transport
@@ -29,7 +32,9 @@ OVERRIDDEN = [
     (driver.Consumer, "_getmany", "self active_partitions timeout"),
     (driver.Consumer, "wait_first", "self coros timeout"),
     (driver.AIOKafkaConsumerThread, "_create_worker_consumer", "self transport"),
+    (driver.AIOKafkaConsumerThread, "_fetch_records", "self consumer active_partitions timeout max_records"),
     (driver.Producer, "_settings_extra", "self"),
+    (driver.Producer, "_new_producer", "self transactional_id"),
     (faust.App, "_new_transport", "self"),
     (faust.App, "_new_producer_transport", "self"),
 ]
@@ -92,4 +97,28 @@ def test_aiokafkas_own_seams_are_there() -> None:
     from aiokafka.consumer.group_coordinator import GroupCoordinator
 
     assert "self.generation = " in inspect.getsource(GroupCoordinator.__init__)
+    producer = inspect.getsource(aiokafka.AIOKafkaProducer)
+    assert "self._request_timeout_ms / 1000,\n            timestamp_ms=timestamp_ms" in producer
+    assert "self._batch_ttl = batch_ttl" in inspect.getsource(MessageAccumulator)
+    assert [*inspect.signature(AIOKafkaClient._metadata_update).parameters] == ["self", "cluster_metadata", "topics"]
     assert [*inspect.signature(GroupCoordinator.fetch_committed_offsets).parameters] == ["self", "partitions"]
+
+
+def test_the_decoding_of_batches_is_as_it_was() -> None:
+    """`agents/batches.py` stands in for two names of this module, and runs the original once for each batch."""
+    fetching = inspect.getsource(fetcher.Fetcher._proc_fetch_request)
+    assert "records = MemoryRecords(part_data[-1])" in fetching
+    assert "partition_records = PartitionRecords(" in fetching
+    assert [*inspect.signature(fetcher.PartitionRecords).parameters] == [
+        "tp",
+        "records",
+        "aborted_transactions",
+        "fetch_offset",
+        "key_deserializer",
+        "value_deserializer",
+        "check_crcs",
+        "isolation_level",
+    ]
+    decoding = inspect.getsource(fetcher.PartitionRecords._unpack_records)
+    assert "records = self._records\n        while records.has_next():\n" in decoding
+    assert "self.next_fetch_offset = record.offset + 1\n                yield consumer_record" in decoding

@@ -49,3 +49,45 @@ def test_an_ack_from_the_assignment_before_frees_nothing_but_counts() -> None:
     assert progress.held_bytes == 0
     progress.deliver(7, 10)
     assert progress.committable() == 8
+
+
+def test_what_follows_without_messages_is_passed_when_all_is_acked() -> None:
+    progress = delivered(3, 4)
+    progress.reach(9, last=4)
+    progress.ack(3)
+    assert progress.committable() == 4
+    progress.ack(4)
+    assert progress.committable() == 9
+
+
+def test_nothing_is_passed_while_messages_are_on_their_way() -> None:
+    progress = delivered(3, 4)
+    progress.ack(3)
+    progress.ack(4)
+    progress.reach(9, last=6)  # 5 and 6 were fetched and aren't delivered yet.
+    assert progress.committable() == 5
+    progress.deliver(5, 10)
+    progress.deliver(6, 10)
+    progress.reach(9, last=6)
+    assert progress.committable() == 5
+    progress.ack(5)
+    progress.ack(6)
+    assert progress.committable() == 9
+
+
+def test_a_partition_of_nothing_but_markers_is_passed() -> None:
+    progress = PartitionProgress()
+    assert progress.committable() is None
+    progress.reach(12, last=None)
+    assert progress.committable() == 12
+    assert progress.delivered_to == 12
+
+
+def test_an_empty_partition_has_nothing_to_commit() -> None:
+    progress = PartitionProgress()
+    progress.reach(0, last=None)
+    assert progress.committable() is None
+
+
+def test_what_was_delivered_counts_as_delivered_before_it_is_acked() -> None:
+    assert delivered(3, 7).delivered_to == 8

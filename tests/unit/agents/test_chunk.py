@@ -1,18 +1,23 @@
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
+import numpy as np
 import orjson
 import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
 
 from agents.chunk import Chunker, Incoming
-from agents.stage import Item, Outgoing
+from agents.embed import Embedder
+from agents.stage import Item, Outgoing, check_size
+from headrace.encoders import Vectors
 from headrace.errors import Poison
 from headrace.stores import Stored
-from schemas import ChunkBatch, Chunking, DocumentEvent, Key, Live, Revision, decode
-from tests.fakes.encoder import FakeTokenizer
-from tests.fakes.records import ARRIVED_MS, record
+from schemas import ChunkBatch, Chunking, DocumentEvent, EncoderIdentity, Key, Live, Revision, decode
+from tests.fakes.encoder import FakeEncoder, FakeTokenizer
+from tests.fakes.records import ARRIVED_MS, item, record
 from tests.fakes.stores import FakeManifestStore
-from topics import Lane
+from topics import RAW_MAX_BYTES, Lane
 
 KEY = Key("default", "d")
 TEXT = " ".join(f"w{place}" for place in range(100))
@@ -110,6 +115,11 @@ class TestDecode:
             chunker.decode(record(document(), key=key))
         assert refused.value.code == "bad_key"
 
+    def test_a_value_that_only_compression_brought_through_is_poison(self, chunker: Chunker) -> None:
+        with pytest.raises(Poison) as refused:
+            arrived(chunker, document(text="x" * RAW_MAX_BYTES))
+        assert refused.value.code == "record_too_large"
+
     def test_a_record_without_a_value_and_a_deletion_are_the_end_of_a_document(self, chunker: Chunker) -> None:
         for value in (None, b'{"op": "delete"}'):
             message = arrived(chunker, value).message
@@ -131,13 +141,14 @@ class TestDecode:
         ("asked", "overlap"),
         [
             ({"max_tokens": 64, "overlap_tokens": 62}, 16),
+            ({"max_tokens": 64, "overlap_tokens": 33}, 16),
             ({"max_tokens": 64, "overlap_tokens": 32}, 32),
             ({"max_tokens": 64}, 16),
             ({"max_tokens": 8}, 2),
             ({"max_tokens": 256}, 64),
         ],
     )
-    def test_an_overlap_that_leaves_no_room_becomes_a_quarter(
+    def test_an_overlap_of_more_than_half_becomes_a_quarter(
         self, chunker: Chunker, asked: dict[str, int], overlap: int
     ) -> None:
         chunking = arrived(chunker, document(chunking=asked)).message.chunking
@@ -172,6 +183,12 @@ class TestWork:
             (128, 2, 130),
         ]
 
+    async def test_messages_are_made_when_they_are_asked_for_and_again_each_time(self, chunker: Chunker) -> None:
+        outgoing = await chunker.work([arrived(chunker, document(text=" ".join(["word"] * 1300)))])
+        first, again = next(iter(outgoing)), next(iter(outgoing))
+        assert first == again
+        assert first is not again
+
     @pytest.mark.parametrize("value", [None, b'{"op": "delete"}', document(text=" \n ")])
     async def test_a_version_without_chunks_travels_as_one_empty_batch(
         self, chunker: Chunker, value: bytes | None
@@ -181,8 +198,8 @@ class TestWork:
         assert batch.deleted is not (value or b"").startswith(b'{"text"')
 
     async def test_the_same_record_again_gives_the_same_messages(self, chunker: Chunker) -> None:
-        first = await chunker.work([arrived(chunker, document(text=TEXT))])
-        assert await chunker.work([arrived(chunker, document(text=TEXT))]) == first
+        first = list(await chunker.work([arrived(chunker, document(text=TEXT))]))
+        assert list(await chunker.work([arrived(chunker, document(text=TEXT))])) == first
 
     async def test_what_is_live_already_is_not_sent_again(
         self, chunker: Chunker, manifests: RacedManifestStore
@@ -223,3 +240,45 @@ class TestWork:
         assert manifests.reads == 2
         assert (batches(outgoing), statuses(outgoing)) == ([], ["superseded"])
         assert manifests.stored[KEY].manifest == theirs
+
+
+class WideEncoder(FakeEncoder):
+    identity = EncoderIdentity(name="test/wide", dimension=4096, normalised=True)
+
+    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
+        return np.zeros((len(texts), 4096), dtype=np.float32)
+
+
+CHARACTERS = ["x", "\0", '"', "é", "水", "🦦"]
+"""1, 6, 2, 2, 3 and 4 bytes of JSON."""
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    text=st.lists(st.sampled_from(CHARACTERS).map(lambda one: one * 12_000), min_size=20, max_size=40).map(" ".join),
+    title=st.sampled_from(CHARACTERS).flatmap(lambda one: st.integers(0, 10_000).map(lambda many: one * many)),
+    tags=st.lists(st.sampled_from(CHARACTERS).map(lambda one: one * 100), max_size=20),
+    metadata=st.dictionaries(st.text(max_size=3), st.text(max_size=300), max_size=5),
+    max_tokens=st.integers(8, 4096),
+    doc_id=st.sampled_from(["d", "\0" * 512, '"' * 512]),
+)
+async def test_every_record_of_any_document_fits_its_topic_with_and_without_its_vectors(
+    title: str, doc_id: str, text: str, max_tokens: int, **attributes: object
+) -> None:
+    chunker = Chunker(
+        tokenizer=FakeTokenizer(),
+        encoder="test/wide",
+        encoder_max_tokens=4096,
+        default=Chunking(max_tokens=max_tokens, overlap_tokens=0),
+        manifests=FakeManifestStore(),
+    )
+    came = record(document(text=text, title=title, **attributes), key=Key("t" * 48, doc_id).encode())
+    try:
+        outgoing = list(await chunker.work([Item(record=came, message=chunker.decode(came))]))
+    except Poison:
+        reject()
+    embedder = Embedder(encoder=WideEncoder())
+    for one in outgoing:
+        check_size(one)
+        for embedded in await embedder.work([item(decode(one.value or b"", ChunkBatch))]):
+            check_size(embedded)

@@ -153,9 +153,16 @@ async def test_rows_are_searchable_before_the_manifest_flips(stores: Stores) -> 
 
 
 async def test_the_manifest_does_not_flip_while_searches_cannot_find_the_rows(stores: Stores) -> None:
+    stores.hold(revision(1), 2)
+    stores.vectors.searchable = False
     with pytest.raises(Transient):
         await stores.commit(*both(1))
     assert stores.live() is None
+
+
+async def test_rows_that_are_gone_before_the_flip_do_not_stop_the_documents_behind_it(stores: Stores) -> None:
+    outgoing = await stores.commit(*both(1))
+    assert fates(outgoing) == [("indexed", 1)]
 
 
 async def test_the_sweep_follows_the_flip(stores: Stores) -> None:

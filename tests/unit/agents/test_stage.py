@@ -3,16 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from tenacity import wait_none
 
+from agents.batches import UnreadableBatch
 from agents.stage import Item, Outgoing, Record, Stage, StageRunner
 from headrace.errors import Misconfigured, Poison, Transient
 from schemas import DocumentEvent, decode
 from tests.fakes.records import ARRIVED_MS
 from tests.fakes.wire import FakeSource, FakeWire, position
 from topics import RECORD_MAX_BYTES, Lane
+from topics.table import DEAD_MAX_BYTES
 
 # What a record's value asks of the stage below; any other text is written on as it is.
 UNREADABLE, POISON, LARGE, BUG, MISFIT = "unreadable", "poison", "large", "bug", "misfit"
@@ -109,6 +112,10 @@ class Bench:
     @property
     def failures(self) -> list[DocumentEvent]:
         return [decode(one.value or b"", DocumentEvent) for one in self.wire.of("documents.events")]
+
+
+def unreadable_record(_: Record) -> str:
+    raise Poison("bad_json", "no JSON")
 
 
 async def until(holds: Callable[[], object]) -> None:
@@ -211,6 +218,20 @@ class TestPoison:
         assert headers["__connect.errors.topic"] == b"documents.embeddings"
         assert headers["__connect.errors.partition"] == b"3"
         assert position(headers["kafka_dlt-original-offset"]) == 1
+
+    async def test_a_record_too_large_for_a_dead_letter_is_buried_without_its_value_which_is_not_null(self) -> None:
+        bench = Bench()
+        large = POISON * (DEAD_MAX_BYTES // len(POISON))
+        bench.runner.stage = replace(bench.runner.stage, decode=unreadable_record)
+        await bench.process(large)
+        [letter] = bench.wire.of("documents.dead")
+        assert (letter.key, letter.value, letter.timestamp) == (None, b"", ARRIVED_MS)
+        headers = dict(letter.headers)
+        assert headers["headrace.error.left_out_bytes"] == str(len(large)).encode()
+        assert headers["__connect.errors.topic"] == b"documents.embeddings"
+        assert "trace" not in headers
+        [event] = bench.wire.of("documents.events")
+        assert (event.key, len(bench.failures)) == (None, 1)
 
     async def test_a_dead_letter_is_confirmed_before_the_record_is_acked(self) -> None:
         bench = Bench()
@@ -341,3 +362,40 @@ class TestLanes:
             await settled()
             assert bench.journal == ["work b1"]
             assert bench.runner.in_hand == 2
+
+
+def unreadable(raw: bytes, *, first: int, last: int) -> UnreadableBatch:
+    batch = UnreadableBatch(raw)
+    batch.first, batch.last, batch.reason = first, last, "CorruptRecordException: a wrong CRC"
+    return batch
+
+
+async def bury(bench: Bench, batch: UnreadableBatch) -> Outgoing:
+    """Its dead letter, when it came between two messages."""
+    bench.bulk.put("before")
+    bench.bulk.put_message(batch, offset=batch.last)
+    await bench.process("after")
+    [letter] = bench.wire.of("documents.dead")
+    return letter
+
+
+async def test_a_batch_that_cannot_be_read_is_dead_as_it_was_stored_and_what_is_around_it_goes_on() -> None:
+    bench = Bench()
+    letter = await bury(bench, unreadable(b"\x00raw", first=7, last=11))
+    headers = dict(letter.headers)
+    assert bench.written == ["before", "after"]
+    assert len(bench.acked) == 3
+    assert letter.value == b"\x00raw"
+    assert headers["headrace.error.code"] == b"unreadable_batch"
+    assert (headers["__connect.errors.offset"], headers["headrace.error.last_offset"]) == (b"7", b"11")
+    assert position(headers["kafka_dlt-original-offset"] or b"") == 7
+    assert not bench.failures, "nobody knows whose documents it held"
+
+
+async def test_a_batch_that_cannot_be_read_and_is_too_large_to_keep_is_dead_without_its_bytes() -> None:
+    letter = await bury(Bench(), unreadable(bytes(DEAD_MAX_BYTES), first=1, last=1))
+    assert letter.value == b""
+    headers = dict(letter.headers)
+    assert headers["headrace.error.code"] == b"unreadable_batch"
+    assert headers["headrace.error.last_offset"] == b"1"
+    assert headers["headrace.error.left_out_bytes"] == str(DEAD_MAX_BYTES).encode()
