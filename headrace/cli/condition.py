@@ -6,11 +6,12 @@ import msgspec
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
+from headrace.cli.deadletters import State, counts
 from headrace.cli.kafka import ANSWER_WITHIN_S, QUIET, translated
 from headrace.cli.local import is_local, worker_programs
 from headrace.cli.readiness import readiness
 from headrace.config import KafkaSettings, Settings
-from headrace.errors import HeadraceError, Misconfigured
+from headrace.errors import HeadraceError, Misconfigured, Transient
 from headrace.localstack.stack import LocalStack, WorkerProgram
 from topics import GROUPS, LANES, Lane
 from topics.provisioning import existing_topics
@@ -66,6 +67,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     processes: list[ProcessCondition]
     lag: list[Lag]
     tenants: list[TenantCount]
+    dead_letters: dict[State, int]
     problems: list[str]
 
 
@@ -82,6 +84,7 @@ def condition(settings: Settings) -> Condition:
     ]
     lag: list[Lag] = []
     tenants: list[TenantCount] = []
+    dead_letters: dict[State, int] = {}
     try:
         lag = group_lag(settings.kafka)
     except HeadraceError as exc:
@@ -90,8 +93,14 @@ def condition(settings: Settings) -> Condition:
         tenants = tenant_counts(settings)
     except HeadraceError as exc:
         problems.append(str(exc))
+    try:
+        dead_letters = counts(settings.kafka)
+    except HeadraceError as exc:
+        problems.append(str(exc))
     problems += disagreements(lag, tenants)
-    return Condition(processes=processes, lag=lag, tenants=tenants, problems=problems)
+    return Condition(
+        processes=processes, lag=lag, tenants=tenants, dead_letters=dead_letters, problems=list(dict.fromkeys(problems))
+    )
 
 
 def disagreements(lag: list[Lag], tenants: list[TenantCount]) -> list[str]:
@@ -161,11 +170,11 @@ def group_lag(kafka: KafkaSettings) -> list[Lag]:
     partitions = [TopicPartition(topic, number) for topic in sorted(wanted) for number in range(there[topic])]
     with translated(config):
         admin = AdminClient(config)
-        ends = _offsets(admin, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        begins = _offsets(admin, partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        ends = offsets(admin, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        begins = offsets(admin, partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
         lags = []
         for stage, lanes in stages.items():
-            committed = _committed(admin, kafka.names.group(stage))
+            committed = committed_offsets(admin, kafka.names.group(stage))
             for lane, topics in lanes.items():
                 if not topics:
                     continue
@@ -176,14 +185,19 @@ def group_lag(kafka: KafkaSettings) -> list[Lag]:
 
 
 Place = tuple[str, int]
+"""A topic and a partition."""
 
 
-def _offsets(admin: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> dict[Place, int]:
+def offsets(admin: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> dict[Place, int]:
     asked = admin.list_offsets(dict.fromkeys(partitions, spec), request_timeout=ANSWER_WITHIN_S)
-    return {(place.topic, place.partition): future.result().offset for place, future in asked.items()}
+    found = {(place.topic, place.partition): future.result().offset for place, future in asked.items()}
+    # librdkafka tells of a leader that didn't answer in time by offsets that no partition has, and by no error.
+    if min(found.values(), default=0) < 0:
+        raise Transient("kafka", f"the leaders of partitions did not answer within {ANSWER_WITHIN_S:.0f} s")
+    return found
 
 
-def _committed(admin: AdminClient, group: str) -> dict[Place, int]:
+def committed_offsets(admin: AdminClient, group: str) -> dict[Place, int]:
     """Nothing for a group that nobody has joined yet."""
     asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=ANSWER_WITHIN_S)
     found = asked[group].result().topic_partitions or []

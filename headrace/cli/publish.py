@@ -76,8 +76,13 @@ def publish(
 
 
 def delete(
-    docs: Annotated[list[str], typer.Argument(metavar="DOC", help="doc_ids.", show_default=False)],
+    context: typer.Context,
+    docs: Annotated[list[str] | None, typer.Argument(metavar="DOC", help="doc_ids.", show_default=False)] = None,
     tenant: Tenant = "default",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every document that the tenant has; asks first. Takes --tenant.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --all: don't ask.")] = False,
     version: Annotated[
         int | None,
         typer.Option("--version", help="Delete as of this version, where documents carry versions of their own."),
@@ -87,17 +92,45 @@ def delete(
     timeout: Timeout = 600,
     json: Json = False,
 ) -> None:
-    """Delete documents: no query sees them any more, and their rows go from both stores."""
+    """Delete documents: no query sees them any more, and their rows go from both stores.
+
+    With --all, also what waits in Kafka and what could not be read. Kafka's own compaction then takes their texts from
+    its topics.
+    """
     from headrace.cli.publishing import deletion
     from headrace.config import load_settings
     from schemas import Key
     from schemas.key import check_doc_id
 
+    if everything:
+        if docs or version is not None or urgent:
+            raise typer.BadParameter("takes no DOC, --version and --urgent", param_hint="--all")
+        source = context.get_parameter_source("tenant")
+        if source is None or source.name == "DEFAULT":
+            raise typer.BadParameter("say whose documents: --tenant", param_hint="--all")
+        _delete_all(tenant, yes, timeout if wait else None, json)
+        return
+    if not docs:
+        raise typer.BadParameter("name documents, or give --all --tenant", param_hint="DOC")
     try:
         records = [deletion(Key(tenant, check_doc_id(doc)), version) for doc in docs]
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="DOC") from exc
     send(records, load_settings().kafka, urgent, timeout if wait else None, json)
+
+
+def _delete_all(tenant: str, yes: bool, wait_s: float | None, json: bool) -> None:
+    from headrace.cli.erasing import Erasure
+    from headrace.config import load_settings
+
+    settings = load_settings()
+    erasure = Erasure(settings, tenant)
+    count = erasure.count()
+    if count and not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter(f"would delete {count:,} documents of {tenant}; --yes does it", param_hint="--all")
+        typer.confirm(f"Delete all {count:,} documents of {tenant}?", abort=True, err=True)
+    send(erasure.deletions(), settings.kafka, False, wait_s, json)
 
 
 def send(

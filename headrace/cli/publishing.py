@@ -16,7 +16,7 @@ from headrace.config import KafkaSettings
 from headrace.errors import Misconfigured
 from schemas import DocumentEvent, Key, Status, decode, encode, parse_key
 from schemas.document import Deletion
-from topics import RAW_MAX_BYTES
+from topics import RAW_MAX_BYTES, Names
 from topics.provisioning import existing_topics
 
 FRAMING_BYTES = 100
@@ -28,12 +28,15 @@ QUEUE_KIB = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Outgoing:
-    """A record to be sent. `version` is None where the record's timestamp is the version."""
+    """A record to be sent. `version` is None where the record's timestamp is the version; `topic` is a name of the
+    table, and None where it goes with the others.
+    """
 
     where: str
     key: Key
     value: bytes | None
     version: int | None = None
+    topic: str | None = None
 
     @property
     def size(self) -> int:
@@ -55,10 +58,10 @@ def outgoing(reading: Reading) -> Outgoing | Problem | Skipped:
     return record
 
 
-def deletion(key: Key, version: int | None) -> Outgoing:
+def deletion(key: Key, version: int | None, topic: str | None = None) -> Outgoing:
     """With a version it is a message of its own, which an older document can't undo; without one a null value."""
     value = None if version is None else encode(Deletion(version=version))
-    return Outgoing(where=str(key), key=key, value=value, version=version)
+    return Outgoing(where=str(key), key=key, value=value, version=version, topic=topic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,12 +222,13 @@ def publish(
             raise Misconfigured(f"topic {name} does not exist; `headrace topics create` makes it")
     # Positioned before the first record goes, so that no event of it can be missed.
     with Tail(kafka, events_topic) if wait_s is not None else nullcontext() as events, translated(kafka):
-        return _Publication(Producer(producer_config(kafka)), topic, events, watch).run(records, wait_s)
+        return _Publication(Producer(producer_config(kafka)), names, topic, events, watch).run(records, wait_s)
 
 
 class _Publication:
-    def __init__(self, producer: Producer, topic: str, events: Tail | None, watch: Watch) -> None:
+    def __init__(self, producer: Producer, names: Names, topic: str, events: Tail | None, watch: Watch) -> None:
         self._producer = producer
+        self._names = names
         self._topic = topic
         self._events = events
         self._watch = watch
@@ -252,6 +256,7 @@ class _Publication:
         return self._tally
 
     def _send(self, record: Outgoing) -> None:
+        topic = self._topic if record.topic is None else self._names.topic(record.topic)
         at_ms = self._outcomes.next_version(record.key, time.time_ns() // 1_000_000)
 
         def delivered(error: KafkaError | None, message: Message) -> None:
@@ -259,9 +264,7 @@ class _Publication:
 
         while True:
             try:
-                self._producer.produce(
-                    self._topic, record.value, record.key.encode(), on_delivery=delivered, timestamp=at_ms
-                )
+                self._producer.produce(topic, record.value, record.key.encode(), on_delivery=delivered, timestamp=at_ms)
                 break
             except BufferError:
                 self._progress(0.1)
@@ -274,7 +277,7 @@ class _Publication:
         if error is not None:
             self._tally.undelivered += 1
             self._outcomes.forget(key, at_ms)
-            self._watch.problem(where, f"did not reach Kafka: {error.str()}")
+            self._watch.problem(where, f"did not reach Kafka: {_refusal(error)}")
             return
         self._tally.delivered += 1
         stamped_ms = message.timestamp()[1]
@@ -319,6 +322,12 @@ def read_event(message: Message) -> tuple[Key | None, DocumentEvent | None]:
         return parse_key(raw_key(message)), decode(raw_value(message) or b"", DocumentEvent)
     except (ValueError, msgspec.DecodeError):
         return None, None
+
+
+def _refusal(error: KafkaError) -> str:
+    if error.code() == KafkaError.INVALID_TIMESTAMP:
+        return "its timestamp is too far ahead of the broker's clock; set this machine's clock right"
+    return error.str()
 
 
 def _unix_ms(moment: datetime) -> int:

@@ -70,12 +70,13 @@ class Retriever:
         embedded = await asyncio.to_thread(self._encoder.encode_queries, [queries[place].query for place in askable])
         embed_ms = _since(started)
         vectors = dict(zip(askable, embedded, strict=True))
+        away: _Away = {}
 
         async def one(place: int) -> Found:
             parsed = filters[place]
             if isinstance(parsed, ValueError):
                 raise parsed
-            search = _Search(queries[place], parsed, vectors[place], self._vectors, self._texts)
+            search = _Search(queries[place], parsed, vectors[place], self._vectors, self._texts, away)
             found = await search.run(max(self._settings.candidates, queries[place].top_k))
             return msgspec.structs.replace(
                 found, timings_ms={"embed": embed_ms, **found.timings_ms, "total": _since(started)}
@@ -83,6 +84,10 @@ class Retriever:
 
         results = await asyncio.gather(*(one(place) for place in range(len(queries))), return_exceptions=True)
         return [_not_cancelled(result) for result in results]
+
+
+_Away: TypeAlias = dict[tuple[str, str], Transient]
+"""What a step of a tenant's search has failed of."""
 
 
 class _Page(NamedTuple):
@@ -96,14 +101,23 @@ class _Page(NamedTuple):
 
 
 class _Search:
-    """One query on its way."""
+    """One query on its way. `away` is shared by those that came together."""
 
-    def __init__(self, query: Query, filters: Filters, vector: Vector, vectors: VectorStore, texts: TextStore) -> None:
+    def __init__(
+        self,
+        query: Query,
+        filters: Filters,
+        vector: Vector,
+        vectors: VectorStore,
+        texts: TextStore,
+        away: "_Away",
+    ) -> None:
         self._query = query
         self._filters = filters
         self._vector = vector
         self._vectors = vectors
         self._texts = texts
+        self._away = away
         self._ms: defaultdict[str, float] = defaultdict(float)
 
     async def run(self, limit: int) -> Found:
@@ -167,9 +181,20 @@ class _Search:
     async def _timed(self, step: str, call: Callable[[], T]) -> T:
         started = time.perf_counter()
         try:
-            return await asyncio.to_thread(call)
+            return await asyncio.to_thread(self._unless_known_away, step, call)
         finally:
             self._ms[step] += _since(started)
+
+    def _unless_known_away(self, step: str, call: Callable[[], T]) -> T:
+        """Of queries that came together, the later ones don't wait for a time-out that others have run into."""
+        place = (self._query.tenant, step)
+        if place in self._away:
+            raise self._away[place]
+        try:
+            return call()
+        except Transient as exc:
+            self._away[place] = exc
+            raise
 
 
 def _hits(page: _Page, query: Query) -> list[Hit]:

@@ -1,6 +1,6 @@
 """Manifests: one OpenSearch index a tenant, the document's id as the id, replaced only by compare-and-set."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from schemas import Key, Manifest
 from schemas.wire import decode, encode
 
 _KEYS_PER_READ = 1000
+_SCAN_PAGE = 2_000
 
 
 class _Sum(msgspec.Struct, frozen=True):
@@ -51,6 +52,10 @@ class OpenSearchManifestStore:
     def write(self, replacements: Mapping[Key, Stored]) -> set[Key]:
         conflicts = self._indexes.write(_replacement(key, stored) for key, stored in replacements.items())
         return {Key(action.tenant, action.id) for action in conflicts}
+
+    def scan(self, tenant: str) -> Iterator[list[Manifest]]:
+        for page in self._indexes.scan(tenant, {"query": {"match_all": {}}}, page=_SCAN_PAGE):
+            yield [decode(bytes(hit.source), Manifest) for hit in page]
 
     def count(self, tenant: str) -> ManifestCount:
         self._indexes.refresh(tenant)

@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -21,10 +21,11 @@ import numpy.typing as npt
 from pymilvus import DataType, MilvusClient, MilvusException  # type: ignore[import-untyped]  # pymilvus ships no types
 from pymilvus.client.types import LoadState  # type: ignore[import-untyped]  # as above
 
+from headrace.calls import asking
 from headrace.errors import Misconfigured, Transient
 from headrace.stores.filters import Filters, milvus_expression, milvus_literal
 from headrace.stores.limits import SOURCE_MAX_BYTES, TAG_MAX_BYTES, TAGS_MAX, in_requests
-from headrace.stores.ports import Candidate, StoreCount, VectorRow
+from headrace.stores.ports import Candidate, StoreCount, StoredRow, VectorRow
 from headrace.stores.settings import MilvusSettings, StoreSettings
 from headrace.stores.terms import created_at_ms, metadata_values
 from schemas import Attributes, EncoderIdentity
@@ -43,7 +44,11 @@ _INDEX = {"index_type": "HNSW", "metric_type": "COSINE", "params": {"M": 16, "ef
 _EF_LEAST = 64  # below this, recall suffers even for the best few
 _LOAD_POLL_S = 0.1
 _VISIBLE_POLL_S = 0.05
-_COUNT_PAGE = 10_000
+_GONE_AFTER_S = 5.0
+"""When a row that was stored isn't found for so long, it is asked whether it is still there."""
+_SCAN_PAGE = 10_000
+_ANY_ROW = 'id != ""'
+_ROW_FIELDS = ["id", "doc_id", "version", "ordinal", "content_hash"]
 _ROW_BYTES = 256  # ids, hash and numbers of a row, roughly
 # Without it gRPC waits up to two minutes before it tries a server again that was away.
 _GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2000}
@@ -92,6 +97,7 @@ class MilvusStore:
         self._encoder = encoder
         self._client: Any = None
         self._opening = threading.Lock()
+        self._open_failed = float("-inf")
         self._ready: set[str] = set()
         """Collections that were found fit, indexed and loaded once.
         Each is asked for again only when a call says that it is gone."""
@@ -154,26 +160,30 @@ class MilvusStore:
         )
         if counted is None:
             return StoreCount(documents=0, chunks=0)
-        return StoreCount(documents=len(self._doc_ids(name)), chunks=int(counted[0]["count(*)"]))
+        doc_ids = {row["doc_id"] for page in self._scan(name, _ANY_ROW, ["id", "doc_id"]) for row in page}
+        return StoreCount(documents=len(doc_ids), chunks=int(counted[0]["count(*)"]))
+
+    def rows(self, tenant: str, doc_ids: Collection[str] | None = None) -> Iterator[list[StoredRow]]:
+        condition = _ANY_ROW
+        if doc_ids is not None:
+            condition = f"doc_id in [{', '.join(map(milvus_literal, sorted(doc_ids)))}]"
+        for page in self._scan(collection_name(self._prefix, tenant), condition, _ROW_FIELDS):
+            yield [StoredRow(**{field: row[field] for field in _ROW_FIELDS}) for row in page]
 
     def make_searchable(self, tenant: str, ids: Sequence[str]) -> None:
         name = collection_name(self._prefix, tenant)
         missing = set(ids)
-        deadline = time.monotonic() + self._settings.timeout_s
-        while missing:
-            for request in in_requests(sorted(missing), len):
-                expression = f"id in [{', '.join(map(milvus_literal, request))}]"
-                found = self._read(
-                    name,
-                    lambda client, *, expression=expression, **bounds: client.query(
-                        name, filter=expression, output_fields=["id"], consistency_level="Bounded", **bounds
-                    ),
-                )
-                missing -= {entity["id"] for entity in found or ()}
-            if missing:
-                if time.monotonic() > deadline:
-                    raise Transient(SERVICE, f"{len(missing)} stored rows of {name} can't be found by a search yet")
-                time.sleep(_VISIBLE_POLL_S)
+        started = time.monotonic()
+        asked_for_gone = False
+        while missing := missing - self._found(name, missing, consistency="Bounded"):
+            waited = time.monotonic() - started
+            if waited > self._settings.timeout_s:
+                raise Transient(SERVICE, f"{len(missing)} stored rows of {name} can't be found by a search yet")
+            if waited > _GONE_AFTER_S and not asked_for_gone:
+                # Somebody deleted them, or dropped the collection. To wait for them would be to wait for ever.
+                missing &= self._found(name, missing, consistency="Strong")
+                asked_for_gone = True
+            time.sleep(_VISIBLE_POLL_S)
 
     def tenants(self) -> list[str]:
         names = self._call(lambda client, **bounds: client.list_collections(**bounds))
@@ -215,7 +225,7 @@ class MilvusStore:
         One that isn't loaded is loaded, but not waited for.
         """
         if name not in self._ready:
-            found = self._describe(name)
+            found = self._describe(name, timeout_s=timeout_s)
             if found is None:
                 return None
             self._check_encoder(name, found)
@@ -231,22 +241,44 @@ class MilvusStore:
             self._serve(name)
             raise
 
-    def _doc_ids(self, name: str) -> set[str]:
-        doc_ids: set[str] = set()
-        pages = self._call(
-            lambda client, **bounds: client.query_iterator(
+    def _found(self, name: str, ids: Collection[str], *, consistency: str) -> set[str]:
+        found: set[str] = set()
+        for request in in_requests(sorted(ids), len):
+            expression = f"id in [{', '.join(map(milvus_literal, request))}]"
+            page = self._read(
                 name,
-                batch_size=_COUNT_PAGE,
-                filter='id != ""',
-                output_fields=["doc_id"],
-                consistency_level="Strong",
-                **bounds,
+                lambda client, *, expression=expression, **bounds: client.query(
+                    name, filter=expression, output_fields=["id"], consistency_level=consistency, **bounds
+                ),
             )
-        )
-        while page := self._call(lambda _, **__: pages.next()):
-            doc_ids.update(entity["doc_id"] for entity in page)
-        pages.close()
-        return doc_ids
+            found.update(row["id"] for row in page or ())
+        return found
+
+    def _scan(self, name: str, condition: str, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """All rows that fit, in the order of their ids, page after page from id to id.
+
+        Not with pymilvus' iterator: what it asks of 2.3.5 does not see the newest rows and deletions, however strong a
+        consistency it names, and it doesn't escape ids.
+        """
+        expression = condition
+        while True:
+            page = self._read(
+                name,
+                lambda client, *, expression=expression, **bounds: client.query(
+                    name,
+                    filter=expression,
+                    output_fields=fields,
+                    limit=_SCAN_PAGE,
+                    consistency_level="Strong",
+                    # Of several segments, each with its first rows: end the page where the first of them ends.
+                    reduce_stop_for_best="True",
+                    **bounds,
+                ),
+            )
+            if not page:
+                return
+            yield page
+            expression = f"({condition}) and id > {milvus_literal(page[-1]['id'])}"
 
     def _prepare(self, name: str) -> None:
         """Make sure that the collection is there, of our encoder, indexed, and loaded or on its way to be.
@@ -266,10 +298,10 @@ class MilvusStore:
             self._wait_until_loaded(name)
         self._ready.add(name)
 
-    def _describe(self, name: str) -> str | None:
+    def _describe(self, name: str, *, timeout_s: float | None = None) -> str | None:
         """The collection's description; None without such a collection."""
         try:
-            found = self._call(lambda client, **bounds: client.describe_collection(name, **bounds))
+            found = self._call(lambda client, **bounds: client.describe_collection(name, **bounds), timeout_s=timeout_s)
         except MilvusException as exc:
             if not _is_missing(exc):
                 raise
@@ -324,7 +356,8 @@ class MilvusStore:
     def _call(self, call: Callable[..., T], *, timeout_s: float | None = None) -> T:
         """Run one call of pymilvus with its bounds. Raises what `translate` makes of an error."""
         try:
-            return call(self._connected(), timeout=timeout_s or self._settings.timeout_s, **_NO_RETRY)
+            with asking(SERVICE):
+                return call(self._connected(), timeout=timeout_s or self._settings.timeout_s, **_NO_RETRY)
         except (grpc.RpcError, grpc.FutureTimeoutError, MilvusException) as exc:
             meaning = translate(exc)
             if meaning is exc:
@@ -336,9 +369,16 @@ class MilvusStore:
             # pymilvus holds a lock of its process while it connects, until the time-out; ask first whether anybody
             # listens, so that ten threads don't wait for one another.
             _knock(self._settings)
+            asked = time.monotonic()
             with self._opening:
                 if self._client is None:
-                    self._client = _open(self._settings)
+                    if self._open_failed > asked:
+                        raise Transient(SERVICE, "somebody listens, and nobody answered another thread that waited")
+                    try:
+                        self._client = _open(self._settings)
+                    except Exception:
+                        self._open_failed = time.monotonic()
+                        raise
         return self._client
 
 

@@ -7,7 +7,7 @@ cost a Lucene document a key for every chunk. Terms make equality, ranges and li
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,8 +16,8 @@ import msgspec
 from headrace.stores.filters import Filters, opensearch_clauses
 from headrace.stores.manifests import manifest_indexes
 from headrace.stores.opensearch_connection import OpenSearchConnection
-from headrace.stores.opensearch_indexes import Action, TenantIndexes, get_many
-from headrace.stores.ports import Candidate, StoreCount, TextRow
+from headrace.stores.opensearch_indexes import Action, Scanned, TenantIndexes, get_many
+from headrace.stores.ports import Candidate, StoreCount, StoredRow, TextRow
 from headrace.stores.settings import OpenSearchSettings, StoreSettings
 from headrace.stores.terms import created_at_ms, metadata_keywords
 from schemas import Attributes, Manifest, MetadataValue
@@ -29,6 +29,8 @@ QUERY_WORDS = 400
 _FIELDS = ["text", "title"]
 _TIE_BREAKER = 0.5  # half of what the other field scores is added: a word in title and text counts more than in one
 _DISTINCT_PAGE = 10_000
+_SCAN_PAGE = 5_000
+_ROW_FIELDS = ["doc_id", "version", "ordinal", "content_hash"]
 _DERIVED = {"_source_excludes": "created_at_ms,metadata_terms"}
 # A word as the tokenizers see it: a run of letters and digits of an alphabet, or one sign of a script without spaces.
 _word = re.compile(r"[^\W\u2000-\U0010ffff]+|[^\s\x00-\x7f]")
@@ -127,7 +129,7 @@ class OpenSearchTextStore:
     ) -> tuple[dict[str, TextRow], dict[str, Manifest]]:
         rows = [(self._indexes.name(tenant), chunk) for chunk in chunk_ids]
         manifests = [(self._manifests.name(tenant), doc_id) for doc_id in doc_ids]
-        got = get_many(self._connection, rows + manifests, params=_DERIVED)
+        got = get_many(self._connection, rows + manifests, params=_DERIVED, timeout_s=self._settings.search_timeout_s)
         return (
             {one.id: _row(one.id, decode(bytes(one.source), _Source)) for one in got[: len(rows)] if one.found},
             {one.id: decode(bytes(one.source), Manifest) for one in got[len(rows) :] if one.found},
@@ -136,6 +138,13 @@ class OpenSearchTextStore:
     def count(self, tenant: str) -> StoreCount:
         self._indexes.refresh(tenant)
         return StoreCount(documents=self._documents(tenant), chunks=self._indexes.count(tenant, {"match_all": {}}))
+
+    def rows(self, tenant: str, doc_ids: Collection[str] | None = None) -> Iterator[list[StoredRow]]:
+        query = {"match_all": {}} if doc_ids is None else {"terms": {"doc_id": sorted(doc_ids)}}
+        # From the columns that the index keeps for sorting: a row's source has its text.
+        body = {"query": query, "_source": False, "docvalue_fields": _ROW_FIELDS}
+        for page in self._indexes.scan(tenant, body, page=_SCAN_PAGE):
+            yield [_stored_row(hit) for hit in page]
 
     def make_searchable(self, tenant: str) -> None:
         self._indexes.refresh(tenant)
@@ -216,6 +225,18 @@ def _source(row: TextRow, metadata_terms: list[str]) -> _Source:
         metadata=attributes.metadata,
         created_at_ms=created_at_ms(attributes.created_at),
         metadata_terms=metadata_terms,
+    )
+
+
+def _stored_row(hit: Scanned) -> StoredRow:
+    """What somebody wrote by hand may lack a field: an empty one fits nothing."""
+    fields = {name: (hit.fields.get(name) or [None])[0] for name in _ROW_FIELDS}
+    return StoredRow(
+        id=hit.id,
+        doc_id=fields["doc_id"] or "",
+        version=fields["version"] or 0,
+        ordinal=-1 if fields["ordinal"] is None else fields["ordinal"],
+        content_hash=fields["content_hash"] or "",
     )
 
 

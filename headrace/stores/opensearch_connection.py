@@ -11,6 +11,7 @@ import msgspec
 import opensearchpy
 from opensearchpy.serializer import Serializer
 
+from headrace.calls import asking
 from headrace.errors import Misconfigured, Transient
 from headrace.stores.settings import OpenSearchSettings
 from schemas.wire import decode
@@ -72,14 +73,15 @@ class OpenSearchConnection:
     ) -> T:
         """Send one request and read the reply as `reply`. Raises what `translate` makes of an error."""
         try:
-            answered: str = self._connected().transport.perform_request(
-                method,
-                path,
-                params=dict(params or {}),
-                body=body,
-                headers={"content-type": content_type},
-                timeout=timeout_s or self._settings.timeout_s,
-            )
+            with asking(SERVICE):
+                answered: str = self._connected().transport.perform_request(
+                    method,
+                    path,
+                    params=dict(params or {}),
+                    body=body,
+                    headers={"content-type": content_type},
+                    timeout=timeout_s or self._settings.timeout_s,
+                )
         except opensearchpy.OpenSearchException as exc:
             raise translate(exc) from exc
         return decode(answered.encode(), reply)

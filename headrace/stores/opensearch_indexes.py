@@ -5,13 +5,14 @@ Rows are written through an alias, `<index>.write`, which is made with the index
 ours: not when two workers are first at once, and not when somebody dropped the index under us.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import msgspec
 import opensearchpy
 
-from headrace.errors import Misconfigured
+from headrace.errors import Misconfigured, Transient
 from headrace.stores.limits import in_requests
 from headrace.stores.opensearch_connection import ErrorCause, OpenSearchConnection, refused
 from schemas.key import check_tenant
@@ -22,6 +23,8 @@ T = TypeVar("T")
 CONFLICT = 409
 _NO_INDEX = "index_not_found_exception"
 _NDJSON = "application/x-ndjson"
+_PIT_KEPT = "5m"
+"""How long a scan may take between two pages."""
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,14 +73,39 @@ class _Counted(msgspec.Struct, frozen=True):
     count: int
 
 
+class _PointInTime(msgspec.Struct, frozen=True):
+    pit_id: str
+
+
+class Scanned(msgspec.Struct, frozen=True, kw_only=True):
+    """One hit of a scan. `fields` are the values that were asked for, each a list."""
+
+    id: str = msgspec.field(name="_id")
+    source: msgspec.Raw = msgspec.field(name="_source", default=msgspec.Raw())
+    fields: dict[str, list[Any]] = {}
+    sort: list[Any] = []
+
+
+class _ScannedHits(msgspec.Struct, frozen=True):
+    hits: list[Scanned]
+
+
+class _Page(msgspec.Struct, frozen=True):
+    hits: _ScannedHits
+
+
 def get_many(
-    connection: OpenSearchConnection, wanted: Sequence[tuple[str, str]], *, params: Mapping[str, str] | None = None
+    connection: OpenSearchConnection,
+    wanted: Sequence[tuple[str, str]],
+    *,
+    params: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
 ) -> list[Got]:
     """One realtime multi-get of (index, id), in that order. Of an index that does not exist, nothing is found."""
     if not wanted:
         return []
     body = encode({"docs": [{"_index": index, "_id": name} for index, name in wanted]})
-    docs = connection.request("POST", "/_mget", _GotMany, body=body, params=params).docs
+    docs = connection.request("POST", "/_mget", _GotMany, body=body, params=params, timeout_s=timeout_s).docs
     for got, (index, name) in zip(docs, wanted, strict=True):
         if got.error is not None and got.error.type != _NO_INDEX:
             raise refused(500, got.error, f"{index}/{name}")
@@ -120,6 +148,42 @@ class TenantIndexes:
         return self._connection.request(
             "POST", f"/{self.name(tenant)}/_search", reply, body=encode(body), params=params, timeout_s=timeout_s
         )
+
+    def scan(self, tenant: str, body: Mapping[str, Any], *, page: int) -> Iterator[list[Scanned]]:
+        """All hits of a search, in pages of so many, as they are when this begins; nothing without an index."""
+        self.refresh(tenant)
+        try:
+            opened = self._connection.request(
+                "POST",
+                f"/{self.name(tenant)}/_search/point_in_time",
+                _PointInTime,
+                params={"keep_alive": _PIT_KEPT, "allow_partial_pit_creation": "false"},
+            )
+        except opensearchpy.NotFoundError:
+            return
+        try:
+            yield from self._pages(opened.pit_id, body, page)
+        finally:
+            with suppress(Transient):
+                self._connection.request(
+                    "DELETE", "/_search/point_in_time", msgspec.Raw, body=encode({"pit_id": [opened.pit_id]})
+                )
+
+    def _pages(self, pit: str, body: Mapping[str, Any], page: int) -> Iterator[list[Scanned]]:
+        # An index has one shard, so a place in it orders all hits, and costs nothing to sort by.
+        asked = {
+            **body,
+            "size": page,
+            "sort": ["_doc"],
+            "track_total_hits": False,
+            "pit": {"id": pit, "keep_alive": _PIT_KEPT},
+        }
+        while True:
+            hits = self._connection.request("POST", "/_search", _Page, body=encode(asked)).hits.hits
+            if not hits:
+                return
+            yield hits
+            asked["search_after"] = hits[-1].sort
 
     def refresh(self, tenant: str) -> None:
         self._connection.request(

@@ -4,7 +4,7 @@ Every method raises Transient while its server is away or overloaded, and Miscon
 used.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -53,6 +53,16 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     row: TextRow | None = None
 
 
+class StoredRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store says of a chunk that it holds, without its vector and its text."""
+
+    id: str
+    doc_id: str
+    version: int
+    ordinal: int
+    content_hash: str
+
+
 class StoreCount(msgspec.Struct, frozen=True, kw_only=True):
     documents: int
     chunks: int
@@ -76,8 +86,17 @@ class VectorStore(Protocol):
     def count(self, tenant: str) -> StoreCount:
         """Exact, with strong consistency; meant for people and tests, not for the hot path."""
 
+    def rows(self, tenant: str, doc_ids: Collection[str] | None = None) -> Iterator[list[StoredRow]]:
+        """Every row, or those of a few hundred documents, once and page by page, in the memory of one page.
+
+        Nothing that was stored before this call is left out. Nothing comes for a tenant without a collection.
+        """
+
     def make_searchable(self, tenant: str, ids: Sequence[str]) -> None:
-        """Return when every search from now on can find these rows. Raises Transient when that takes too long."""
+        """Return when every search from now on can find these rows, but for those that are gone from the store.
+
+        Raises Transient when that takes too long.
+        """
 
     def tenants(self) -> list[str]: ...
 
@@ -104,6 +123,12 @@ class TextStore(Protocol):
 
     def count(self, tenant: str) -> StoreCount:
         """Exact, after a refresh; meant for people and tests, not for the hot path."""
+
+    def rows(self, tenant: str, doc_ids: Collection[str] | None = None) -> Iterator[list[StoredRow]]:
+        """Every row, or those of a few hundred documents, once and page by page, in the memory of one page.
+
+        Nothing that was stored before this call is left out. Nothing comes for a tenant without an index.
+        """
 
     def make_searchable(self, tenant: str) -> None:
         """Return when every search from now on can find every row that was stored before this call."""
@@ -139,6 +164,11 @@ class ManifestStore(Protocol):
         """Replace each manifest if it is still the one with this `seq_no` and `primary_term` (or still absent).
 
         Returns the keys that somebody else wrote first: read those again. Everything else is confirmed.
+        """
+
+    def scan(self, tenant: str) -> Iterator[list[Manifest]]:
+        """Every manifest, once and page by page, in the memory of one page. None is left out that was written before
+        this call.
         """
 
     def count(self, tenant: str) -> ManifestCount:

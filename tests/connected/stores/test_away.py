@@ -4,11 +4,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
+from headrace.calls import longest_unanswered
 from headrace.errors import HeadraceError, Transient
 from headrace.stores import Filters, StoreSettings
 from headrace.stores.manifests import OpenSearchManifestStore
@@ -105,9 +107,39 @@ def test_nobody_listens(settings: StoreSettings) -> None:
 
 def test_nobody_answers(settings: StoreSettings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        silent = at(settings, f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        silent = at(settings, address(deaf))
         for ask in (MilvusStore(silent, ENCODER).check, OpenSearchTextStore(silent).check):
             assert isinstance(raised(ask, within=4), Transient)
+
+
+def test_a_query_waits_for_a_silent_store_no_longer_than_its_own_time_out(settings: StoreSettings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        silent = at(settings, address(deaf))
+        texts = OpenSearchTextStore(silent)
+        for ask in (
+            lambda: texts.read("x", ["a"], ["b"]),
+            lambda: texts.search("x", "words", limit=1, filters=Filters()),
+        ):
+            assert isinstance(raised(ask, within=1.8), Transient)
+
+
+def test_threads_that_wait_for_a_silent_milvus_together_wait_once(settings: StoreSettings) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=32) as deaf:
+        store = MilvusStore(at(settings, address(deaf)), ENCODER)
+        with ThreadPoolExecutor(8) as threads:
+            for error in threads.map(lambda _: raised(lambda: search(store), within=4), range(8)):
+                assert isinstance(error, Transient)
+
+
+def test_what_is_asked_of_a_silent_store_is_told_of_while_it_waits(settings: StoreSettings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf, ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(raised, OpenSearchTextStore(at(settings, address(deaf))).check, within=4)
+        until = time.monotonic() + 2
+        while (call := longest_unanswered()) is None:
+            assert time.monotonic() < until
+        assert call.service == "opensearch"
+        assert isinstance(asked.result(), Transient)
+    assert longest_unanswered() is None
 
 
 def test_milvus_goes_away_and_comes_back(
@@ -147,6 +179,10 @@ def at(settings: StoreSettings, address: str) -> StoreSettings:
     milvus = settings.milvus.model_copy(update={"uri": address, **QUICK})
     opensearch = settings.opensearch.model_copy(update={"url": address, **QUICK})
     return settings.model_copy(update={"milvus": milvus, "opensearch": opensearch})
+
+
+def address(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def search(store: MilvusStore) -> object:

@@ -16,6 +16,7 @@ from headrace.stores import (
     Filters,
     ManifestStore,
     Stored,
+    StoredRow,
     StoreSettings,
     TextRow,
     TextStore,
@@ -163,6 +164,23 @@ class TestVectorStore:
         vectors.delete(tenant, [row.id for row in rows[3:]])
         assert msgspec.to_builtins(vectors.count(tenant)) == {"documents": 1, "chunks": 3}
 
+    def test_a_scan_gives_each_row_once_as_it_was_stored(self, vectors: VectorStore, tenant: str) -> None:
+        assert list(vectors.rows(tenant)) == []
+        rows = [vector_row(f"r-{place}", doc_id=f"d{place // 2}") for place in range(8)]
+        vectors.upsert(tenant, [*rows, vector_row('odd "id"\n', doc_id="odd")])
+        vectors.upsert(tenant, rows[:3])
+        vectors.delete(tenant, ["r-7"])
+        found = [row for page in vectors.rows(tenant) for row in page]
+        assert sorted(row.id for row in found) == ['odd "id"\n', *(f"r-{place}" for place in range(7))]
+        assert next(row for row in found if row.id == "r-6") == stored(rows[6])
+
+    def test_a_scan_of_some_documents(self, vectors: VectorStore, tenant: str) -> None:
+        vectors.upsert(tenant, [vector_row(f"r-{place}", doc_id=name) for place, name in enumerate(AWKWARD_IDS)])
+        for name in AWKWARD_IDS:
+            assert [row.doc_id for page in vectors.rows(tenant, [name]) for row in page] == [name]
+        found = [row.doc_id for page in vectors.rows(tenant, [*AWKWARD_IDS[:3], "absent"]) for row in page]
+        assert sorted(found) == sorted(AWKWARD_IDS[:3])
+
 
 class TestMilvus:
     def test_two_workers_that_are_first_at_once(self, settings: StoreSettings, tenant: str) -> None:
@@ -200,6 +218,28 @@ class TestMilvus:
         MilvusStore(settings, ENCODER).upsert(tenant, [vector_row("r-0")])
         with pytest.raises(Transient, match=r"1 stored rows .* can't be found by a search yet"):
             store.make_searchable(tenant, ["r-0", "r-1"])
+
+    def test_rows_that_are_gone_are_not_waited_for(self, settings: StoreSettings, tenant: str) -> None:
+        store = MilvusStore(settings, ENCODER)
+        store.upsert(tenant, [vector_row("r-0")])
+        store.make_searchable(tenant, ["r-0", "deleted-by-hand"])
+        _drop_collection(settings, tenant)
+        store.make_searchable(tenant, ["r-0"])
+
+    def test_a_scan_passes_every_bound_of_one_query(self, settings: StoreSettings, tenant: str) -> None:
+        """Milvus answers at most 16,384 rows at once; here they lie in several segments, one of them sealed."""
+        store = MilvusStore(settings, ENCODER)
+        first = [vector_row(f"r-{place}", direction=place % 4) for place in range(12_000)]
+        store.upsert(tenant, first)
+        client = MilvusClient(settings.milvus.uri, timeout=30, dedicated=True)
+        client.flush(collection_name(settings.prefix, tenant))
+        client.close()
+        store.upsert(tenant, [vector_row(f"r-{place}", doc_id="e") for place in range(11_000, 21_000)])
+        store.delete(tenant, ["r-0", "r-20999"])
+        found = [row for page in store.rows(tenant) for row in page]
+        assert len(found) == 20_998
+        assert {row.id for row in found} == {f"r-{place}" for place in range(1, 20_999)}
+        assert sum(row.doc_id == "e" for row in found) == 9_999
 
     def test_a_collection_that_was_dropped_is_made_anew(
         self, settings: StoreSettings, tenant: str, eventually: Wait
@@ -339,8 +379,38 @@ class TestTextStore:
         texts.upsert(tenant, [text_row("t-0", text="word1 and others")])
         texts.search(tenant, question, limit=10, filters=parse_filters({"tags": {"any": ["a"]}}))
 
+    def test_a_scan_gives_each_row_once_as_it_was_stored(self, texts: TextStore, tenant: str) -> None:
+        assert list(texts.rows(tenant)) == []
+        rows = [text_row(f"r-{place}", text="a", doc_id=f"d{place // 2}") for place in range(8)]
+        texts.upsert(tenant, rows)
+        texts.upsert(tenant, rows[:3])
+        texts.delete(tenant, ["r-7"])
+        found = [row for page in texts.rows(tenant) for row in page]
+        assert sorted(found, key=lambda row: row.id) == [stored(row) for row in rows[:7]]
+
+    def test_a_scan_of_some_documents(self, texts: TextStore, tenant: str) -> None:
+        texts.upsert(tenant, [text_row(f"r-{n}", text="a", doc_id=name) for n, name in enumerate(AWKWARD_IDS)])
+        found = [row.doc_id for page in texts.rows(tenant, [*AWKWARD_IDS[:6], "absent"]) for row in page]
+        assert sorted(found) == sorted(AWKWARD_IDS[:6])
+
 
 class TestOpenSearch:
+    def test_a_scan_passes_every_bound_of_one_search(self, settings: StoreSettings, tenant: str) -> None:
+        """OpenSearch answers at most 10,000 hits at once."""
+        store = OpenSearchTextStore(settings)
+        store.upsert(tenant, [text_row(f"r-{place}", text="a") for place in range(12_000)])
+        store.upsert(tenant, [text_row(f"r-{place}", text="a") for place in range(11_000, 21_000)])
+        found = [row.id for page in store.rows(tenant) for row in page]
+        assert len(found) == 21_000
+        assert set(found) == {f"r-{place}" for place in range(21_000)}
+
+    def test_a_row_without_the_fields_of_one_is_scanned_too(self, settings: StoreSettings, tenant: str) -> None:
+        store = OpenSearchTextStore(settings)
+        store.upsert(tenant, [text_row("r-0", text="a")])
+        with opensearchpy.OpenSearch(settings.opensearch.url) as client:
+            client.index(index=f"{settings.prefix}{tenant}_docs", id="by-hand", body={"note": "x"})
+        assert {(row.id, row.doc_id) for page in store.rows(tenant) for row in page} == {("r-0", "d"), ("by-hand", "")}
+
     def test_two_workers_that_are_first_at_once(self, settings: StoreSettings, tenant: str) -> None:
         stores = [OpenSearchTextStore(settings) for _ in range(4)]
         with ThreadPoolExecutor(4) as threads:
@@ -414,6 +484,14 @@ class TestManifestStore:
         manifests.write(replacements)
         assert msgspec.to_builtins(manifests.count(tenant)) == {"documents": 3, "chunks": 6, "deleted": 1}
 
+    def test_a_scan_gives_each_manifest_once(self, manifests: ManifestStore, tenant: str) -> None:
+        assert list(manifests.scan(tenant)) == []
+        keys = [Key(tenant, name) for name in AWKWARD_IDS]
+        manifests.write({key: Stored(manifest=live_manifest(key)) for key in keys})
+        manifests.write({Key(f"{tenant}x", "other"): Stored(manifest=live_manifest(Key(f"{tenant}x", "other")))})
+        found = [manifest for page in manifests.scan(tenant) for manifest in page]
+        assert sorted(found, key=lambda one: one.key) == [live_manifest(key) for key in sorted(keys)]
+
     def test_nothing_read_and_nothing_written(self, manifests: ManifestStore) -> None:
         assert manifests.read([]) == {}
         assert manifests.write({}) == set()
@@ -452,6 +530,10 @@ def text_row(name: str, *, text: str, doc_id: str = "d") -> TextRow:
         end=10 + len(text),
         headings=["One", "Two"],
     )
+
+
+def stored(row: VectorRow | TextRow) -> StoredRow:
+    return StoredRow(**{name: getattr(row, name) for name in StoredRow.__struct_fields__})
 
 
 def revision(version: int = 1) -> Revision:

@@ -349,3 +349,14 @@ async def test_a_search_that_is_given_up_ends() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_of_queries_that_come_together_the_later_ones_do_not_wait_for_a_store_that_was_away() -> None:
+    here = world()
+    here.milvus.away = away("milvus")
+    queries = [Query(query="words", tenant=TENANT) for _ in range(200)]
+    found = await here.retriever.search_many(queries)
+    assert [one.degraded for one in found if isinstance(one, Found)] == [["milvus"]] * 200
+    assert len(here.milvus.limits) < 100
+    here.milvus.away = None
+    assert (await here.search()).degraded == []
