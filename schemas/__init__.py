@@ -22,9 +22,11 @@ from schemas.query import (
     Query,
 )
 from schemas.revision import Revision, chunk_id, revision_id
+from schemas.settlement import Action, Settlement
 from schemas.wire import decode, encode
 
 __all__ = [
+    "Action",
     "Answer",
     "AnswerError",
     "AnswerText",
@@ -53,6 +55,7 @@ __all__ = [
     "Query",
     "Receipt",
     "Revision",
+    "Settlement",
     "Span",
     "Status",
     "Store",

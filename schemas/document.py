@@ -62,5 +62,7 @@ def read_document(value: bytes | None) -> Document | Deletion:
     """Read the value of a record of `documents.raw` or `documents.urgent`; raises as `decode` does."""
     if value is None:
         return Deletion()
+    if not value:
+        raise msgspec.DecodeError("the value is empty; a record without a value (null) is a deletion")
     message_type: type[Document | Deletion] = Document if decode(value, _Operation).op == "upsert" else Deletion
     return decode(value, message_type)

@@ -26,7 +26,7 @@ class Key(NamedTuple):
 def check_tenant(tenant: str) -> str:
     """Return the tenant; raise ValueError when it is not of the contract's form."""
     if not _tenant.fullmatch(tenant):
-        raise ValueError(f"tenant {tenant!r} does not match {TENANT_PATTERN}")
+        raise ValueError(f"tenant {tenant[:80]!r} does not match {TENANT_PATTERN}")
     return tenant
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from schemas import Answer, ChunkBatch, Delta, Document, DocumentEvent, EmbeddingBatch, Query, Receipt
+from schemas import Answer, ChunkBatch, Delta, Document, DocumentEvent, EmbeddingBatch, Query, Receipt, Settlement
 from schemas.document import Deletion
 from schemas.key import DOC_ID_MAX_BYTES, TENANT_PATTERN
 from topics.fields import ABOUT, FIELDS
@@ -30,6 +30,7 @@ MESSAGES: tuple[type[msgspec.Struct], ...] = (
     EmbeddingBatch,
     Receipt,
     DocumentEvent,
+    Settlement,
     Query,
     Answer,
     Delta,
@@ -204,8 +205,12 @@ def _range(description: str, bound: Json) -> Json:
 
 def _channel(topic: Topic) -> Json:
     configuration: Json = {"cleanup.policy": [topic.cleanup], "max.message.bytes": topic.max_bytes}
-    if topic.retention_ms is not None:
-        configuration["retention.ms"] = topic.retention_ms
+    if topic.cleanup == "delete":
+        configuration["retention.ms"] = -1 if topic.retention_ms is None else topic.retention_ms
+    if topic.retention_bytes is not None:
+        configuration["retention.bytes"] = topic.retention_bytes
+    if topic.ahead_ms is not None:
+        configuration["message.timestamp.after.max.ms"] = topic.ahead_ms
     return {
         "address": topic.name,
         "title": topic.name,
@@ -294,6 +299,11 @@ def _messages() -> dict[str, Json]:
     document = _document_key()
     request = _any_key("Any key, or none; the reply has the same.")
     reply = _any_key("The request's key.")
+    letter: Json = {
+        "type": "string",
+        "description": "The letter's place in documents.dead: `partition:offset`.",
+        "pattern": "^[0-9]+:[0-9]+$",
+    }
     messages = {
         "Document": _message(Document, document, "A document, or a new version of one."),
         "Deletion": _message(Deletion, document, "Deletes a document; may say which version that is."),
@@ -315,6 +325,7 @@ def _messages() -> dict[str, Json]:
             "payload": {"description": "The original value, byte for byte."},
             "bindings": _key_binding(_any_key("The original key, byte for byte.")),
         },
+        "Settlement": _message(Settlement, letter, "What was decided about a dead letter."),
         "Query": _message(Query, request, "A question."),
         "Answer": _message(Answer, reply, "The reply, whole."),
         "Delta": _message(Delta, reply, "A piece of a streamed answer, between its hits and its end."),
@@ -418,10 +429,15 @@ def _dead_letter_headers() -> Json:
         "kafka_dlt-exception-fqcn": _text("The class of the error."),
         "kafka_dlt-exception-message": _text("The reason in words."),
     }
+    batch = {"headrace.error.last_offset": _text("Of an unreadable batch alone: the last offset that can't be read.")}
+    left_out = {
+        "headrace.error.left_out_bytes": _text("The size of a value that is too large for this topic, and so not here.")
+    }
+    replays = {"headrace.replays": _text("How often it was sent again before it died here; only where it was.")}
     return {
         "type": "object",
         "description": "After the original record's own headers, which come unchanged.",
-        "properties": properties,
+        "properties": properties | batch | left_out | replays,
         "required": list(properties),
     }
 

@@ -26,6 +26,7 @@ from schemas import (
     Query,
     Receipt,
     Revision,
+    Settlement,
 )
 from schemas.document import Deletion
 
@@ -91,7 +92,7 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
     Chunking: {
         "strategy": "A fixed window of tokens, whole sentences, or along the document's headings.",
         "max_tokens": "The largest chunk, in the encoder's tokens, its special tokens included.",
-        "overlap_tokens": "What neighbouring chunks share; smaller than `max_tokens`.",
+        "overlap_tokens": "What neighbouring chunks share; more than half of `max_tokens` counts as a quarter.",
     },
     Revision: {
         "version": "What the producer named, or the record's timestamp in Unix milliseconds.",
@@ -148,6 +149,15 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
     EventError: {
         "code": "The stable name of the reason, the same as the dead letter's `headrace.error.code`.",
         "message": "The reason in words.",
+    },
+    Settlement: {
+        "action": (
+            "`replayed`: sent again to the topic it came from. `parked`: kept for later. `dropped`: not wanted any "
+            "more. `reopened`: open again."
+        ),
+        "at": "When, RFC 3339.",
+        "run": "The run of `headrace dead` that decided it.",
+        "reason": "Why, in words; null where nobody said.",
     },
     Query: {
         "query": "The question, or what to look for.",

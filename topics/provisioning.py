@@ -13,8 +13,12 @@ from topics.table import TOPICS, Names, Topic
 def topic_config(topic: Topic) -> dict[str, str]:
     """The topic's settings as Kafka spells them."""
     config = {"cleanup.policy": topic.cleanup, "max.message.bytes": str(topic.max_bytes)}
-    if topic.retention_ms is not None:
-        config["retention.ms"] = str(topic.retention_ms)
+    if topic.cleanup == "delete":
+        config["retention.ms"] = str(-1 if topic.retention_ms is None else topic.retention_ms)
+    if topic.retention_bytes is not None:
+        config["retention.bytes"] = str(topic.retention_bytes)
+    if topic.ahead_ms is not None:
+        config["message.timestamp.after.max.ms"] = str(topic.ahead_ms)
     return config
 
 

@@ -5,9 +5,9 @@ the published contract and the docs are checked against this table.
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas import Answer, ChunkBatch, Document, DocumentEvent, EmbeddingBatch, Query, Receipt
+from schemas import Answer, ChunkBatch, Document, DocumentEvent, EmbeddingBatch, Query, Receipt, Settlement
 
-KIB, MIB = 1024, 1024 * 1024
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
@@ -18,6 +18,12 @@ RECORD_MAX_BYTES = 1_000_000
 DEAD_MAX_BYTES = RAW_MAX_BYTES + 64 * KIB
 """A dead letter is the original record and the headers that say why."""
 
+CLOCK_AHEAD_MS = HOUR_MS
+"""A timestamp is a version where none is named: a document from the future would win until that moment has passed.
+Kafka knows the limit since 3.6; its own default is an hour since 4.0, and none before."""
+ANY_TIME_MS = 2**63 - 1
+"""A dead letter has its original's timestamp, which may be of a topic that somebody made without that limit."""
+
 Lane = Literal["urgent", "bulk"]
 LANES: tuple[Lane, ...] = ("urgent", "bulk")
 """In the order in which they are drained."""
@@ -25,8 +31,8 @@ LANES: tuple[Lane, ...] = ("urgent", "bulk")
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
-    """One topic. `retention_ms` is None where compaction alone bounds it;
-    `message_type` None means bytes as they came.
+    """One topic. `retention_ms` is None where age takes nothing: compaction bounds it, or `retention_bytes` of each
+    partition do. `message_type` None means bytes as they came.
     """
 
     name: str
@@ -38,6 +44,9 @@ class Topic:
     read_by: tuple[str, ...]
     lane: Lane = "bulk"
     max_bytes: int = RECORD_MAX_BYTES
+    retention_bytes: int | None = None
+    ahead_ms: int | None = None
+    """How far ahead of the broker's clock a record's timestamp may be; None leaves it to the broker."""
     summary: str
 
 
@@ -65,6 +74,7 @@ TOPICS: tuple[Topic, ...] = (
         written_by=(PRODUCERS,),
         read_by=("chunk",),
         max_bytes=RAW_MAX_BYTES,
+        ahead_ms=CLOCK_AHEAD_MS,
         summary="Documents as they were sent; no value deletes the document.",
     ),
     *_lanes(
@@ -114,11 +124,24 @@ TOPICS: tuple[Topic, ...] = (
         key="the original's",
         message_type=None,
         cleanup="delete",
-        retention_ms=90 * DAY_MS,
+        # A letter has its original's timestamp, which may be of years ago: by its age it would be gone at once.
+        retention_ms=None,
+        retention_bytes=10 * GIB,
         written_by=(*DOCUMENT_STAGES, "query"),
         read_by=(OPERATORS,),
         max_bytes=DEAD_MAX_BYTES,
+        ahead_ms=ANY_TIME_MS,
         summary="What can't be processed, byte for byte, with the reason in its headers.",
+    ),
+    Topic(
+        name="documents.dead.settled",
+        key="the letter's partition:offset",
+        message_type=Settlement,
+        cleanup="compact",
+        retention_ms=None,
+        written_by=(OPERATORS,),
+        read_by=(OPERATORS,),
+        summary="Internal to `headrace dead`: what was decided about each dead letter.",
     ),
     Topic(
         name="queries",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import ask, config, dead, demo, document, publish, schema, stack, topics, worker
+from headrace.cli import ask, config, dead, demo, document, publish, schema, stack, topics, verify, worker
 from headrace.cli.console import complain, out
 from headrace.cli.exits import EPILOG, Exit
 
@@ -33,6 +33,7 @@ app.command(rich_help_panel=_STACK)(stack.up)
 app.command(rich_help_panel=_STACK)(stack.down)
 app.command(rich_help_panel=_STACK)(demo.demo)
 app.command(rich_help_panel=_OPERATION)(stack.status)
+app.command(rich_help_panel=_OPERATION)(verify.verify)
 app.command(rich_help_panel=_OPERATION)(worker.worker)
 app.add_typer(topics.app, name="topics", rich_help_panel=_OPERATION)
 app.add_typer(dead.app, name="dead", rich_help_panel=_OPERATION)

@@ -4,8 +4,11 @@ Every function raises Transient while no broker answers, and Misconfigured when 
 """
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Self, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition, murmur2
@@ -15,6 +18,11 @@ from headrace.errors import HeadraceError, Misconfigured, Transient
 ANSWER_WITHIN_S = 10.0
 """How long a broker may take to answer before it counts as away."""
 POLL_S = 0.25
+LARGEST_WINDOW = 10_000
+READ_THROUGH = 500
+"""Records between two wanted ones that are read and passed over; it is quicker than to seek."""
+Place = tuple[int, int]
+"""A partition and an offset in it."""
 
 QUIET: dict[str, Any] = {"log_level": 0}
 """librdkafka would write each failed connection to stderr; what matters comes as an exception with one clear line."""
@@ -103,6 +111,16 @@ def partitions_of_topic(kafka: dict[str, Any], topic: str) -> list[int]:
             consumer.close()
 
 
+def watermarks(kafka: dict[str, Any], topic: str) -> dict[int, tuple[int, int]]:
+    """The first offset and the next one, by partition. Raises Misconfigured when there is no such topic."""
+    with translated(kafka):
+        consumer = _consumer(kafka)
+        try:
+            return {partition: _watermarks(consumer, topic, partition) for partition in partitions_of(consumer, topic)}
+        finally:
+            consumer.close()
+
+
 class Tail:
     """Partitions of one topic from their ends on: what is written after it was opened is read, whenever `poll` comes.
 
@@ -154,8 +172,9 @@ def newest_first(
 ) -> Generator[T, None, None]:
     """What `keep` makes of the topic's records, newest first, until the beginning is reached or the time is up.
 
-    Read backwards in windows of so many records a partition; only what `keep` returns is held. With a `key`, only its
-    partition is read. Between partitions the order is right within a window.
+    Read backwards in windows of so many records a partition, each twice as large as the one before up to a limit; only
+    what `keep` returns is held. With a `key`, only its partition is read. Between partitions the order is right within
+    a window.
     """
     give_up = time.monotonic() + within_s
     with translated(kafka):
@@ -170,6 +189,7 @@ def newest_first(
                 kept = _read_spans(consumer, kafka, topic, spans, keep, give_up)
                 yield from (item for _, item in sorted(kept, key=lambda pair: pair[0], reverse=True))
                 bounds = {p: (bounds[p][0], start) for p, (start, _) in spans.items()}
+                window = max(window, min(2 * window, LARGEST_WINDOW))
         finally:
             consumer.close()
 
@@ -204,31 +224,108 @@ def _read_spans(
     return kept
 
 
-def read_one(kafka: dict[str, Any], topic: str, partition: int, offset: int) -> Message | None:
-    """The record at this place; None when there is none (any more)."""
-    give_up = time.monotonic() + ANSWER_WITHIN_S
+def oldest_first(kafka: dict[str, Any], topic: str, *, key: bytes | None = None) -> Generator[Message, None, None]:
+    """Every record that the topic holds at the start, in each partition the oldest first.
+
+    With a `key`, only its partition is read.
+    """
     with translated(kafka):
         consumer = _consumer(kafka)
         try:
-            if partition not in partitions_of(consumer, topic):
-                return None
-            low, high = _watermarks(consumer, topic, partition)
-            if not low <= offset < high:
-                return None
-            consumer.assign([TopicPartition(topic, partition, offset)])
-            while time.monotonic() < give_up:
+            partitions = partitions_of(consumer, topic)
+            if key is not None:
+                partitions = [partitions[partition_of(key, len(partitions))]]
+            bounds = {partition: _watermarks(consumer, topic, partition) for partition in partitions}
+            ends = {partition: high for partition, (low, high) in bounds.items() if low < high}
+            consumer.assign([TopicPartition(topic, partition, bounds[partition][0]) for partition in ends])
+            unread = set(ends)
+            while unread:
+                partition, message = _next(consumer, kafka, topic)
+                if message is None or (message.offset() or 0) >= ends[partition] - 1:
+                    unread.discard(partition)
+                if message is not None and (message.offset() or 0) < ends[partition]:
+                    yield message
+        finally:
+            consumer.close()
+
+
+def read_places(kafka: dict[str, Any], topic: str, places: Iterable[Place]) -> Generator[Message, None, None]:
+    """The records at these places that are (still) there, by partition and offset."""
+    with translated(kafka):
+        consumer = _consumer(kafka)
+        try:
+            there = set(partitions_of(consumer, topic))
+            for partition, group in groupby(sorted(places), key=itemgetter(0)):
+                if partition in there:
+                    low, high = _watermarks(consumer, topic, partition)
+                    wanted = [offset for _, offset in group if low <= offset < high]
+                    yield from _read_offsets(consumer, kafka, topic, partition, wanted)
+        finally:
+            consumer.close()
+
+
+def _read_offsets(
+    consumer: Consumer, kafka: dict[str, Any], topic: str, partition: int, wanted: list[int]
+) -> Generator[Message, None, None]:
+    left = deque(wanted)
+    position: int | None = None
+    while left:
+        if position is None or left[0] - position > READ_THROUGH:
+            consumer.assign([TopicPartition(topic, partition, left[0])])
+        _, message = _next(consumer, kafka, topic)
+        if message is None:
+            return
+        position = message.offset() or 0
+        while left and left[0] < position:
+            left.popleft()
+        if left and left[0] == position:
+            left.popleft()
+            yield message
+
+
+def _next(consumer: Consumer, kafka: dict[str, Any], topic: str) -> tuple[int, Message | None]:
+    """The next record and its partition, or None at the partition's end."""
+    give_up = time.monotonic() + ANSWER_WITHIN_S
+    while time.monotonic() < give_up:
+        message = consumer.poll(POLL_S)
+        if message is None:
+            continue
+        error = message.error()
+        if error is None:
+            return message.partition() or 0, message
+        if error.code() == KafkaError._PARTITION_EOF:
+            return message.partition() or 0, None
+        _raise_if_final(error, kafka)
+    raise Transient("kafka", f"{topic} could not be read: nothing came for {ANSWER_WITHIN_S:.0f} s")
+
+
+def has_records(kafka: dict[str, Any], positions: Mapping[tuple[str, int], int]) -> bool:
+    """Whether any of these partitions (topic, number) has a record from its offset on: a transaction's mark is none."""
+    with translated(kafka):
+        consumer = _consumer(kafka)
+        try:
+            consumer.assign([TopicPartition(*place, offset) for place, offset in positions.items()])
+            unread = set(positions)
+            give_up = time.monotonic() + ANSWER_WITHIN_S
+            while unread and time.monotonic() < give_up:
                 message = consumer.poll(POLL_S)
                 if message is None:
                     continue
                 error = message.error()
                 if error is None:
-                    return message if message.offset() == offset else None
+                    return True
                 if error.code() == KafkaError._PARTITION_EOF:
-                    return None
+                    unread.discard((message.topic() or "", message.partition() or 0))
                 _raise_if_final(error, kafka)
         finally:
             consumer.close()
-    raise Transient("kafka", f"{topic} {partition}:{offset} could not be read within {ANSWER_WITHIN_S:.0f} s")
+    return bool(unread)
+
+
+def read_one(kafka: dict[str, Any], topic: str, partition: int, offset: int) -> Message | None:
+    """The record at this place; None when there is none (any more)."""
+    with closing(read_places(kafka, topic, [(partition, offset)])) as found:
+        return next(found, None)
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -251,9 +348,14 @@ def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, in
 
 def headers_of(message: Message) -> list[tuple[str, bytes]]:
     """The headers in their order, as bytes; one without a value is empty."""
+    return [(name, value or b"") for name, value in raw_headers(message)]
+
+
+def raw_headers(message: Message) -> list[tuple[str, bytes | None]]:
+    """The headers in their order, as they came: names may come twice, and values be absent."""
     found = message.headers() or []
     pairs = found.items() if isinstance(found, dict) else found
-    return [(name, value.encode() if isinstance(value, str) else value or b"") for name, value in pairs]
+    return [(name, value.encode() if isinstance(value, str) else value) for name, value in pairs]
 
 
 def header(message: Message, name: str) -> bytes | None:

@@ -37,7 +37,7 @@ def down() -> None:
 
 
 def status(json: Json = False) -> None:
-    """Servers, workers, the lag of each stage by lane, and what the stores hold for each tenant.
+    """Servers, workers, the lag of each stage by lane, what the stores hold for each tenant, and the dead letters.
 
     Exits with 1 if something isn't as it should be: a server away, a worker not ready, or counts that differ while
     nothing is on its way.
@@ -103,6 +103,10 @@ def _print(found: "Condition") -> None:
                 f"{count.opensearch_documents:,} / {count.opensearch_chunks:,}",
             )
         console.print(tenants)
+    if any(found.dead_letters.values()):
+        console.print()
+        counts = ", ".join(f"{count:,} {state}" for state, count in found.dead_letters.items() if count)
+        console.print(f"dead letters  {counts}")
     for problem in found.problems:
         complain(problem)
 

@@ -92,8 +92,8 @@ def test_an_impossible_value_is_refused_by_the_settings_name(
         load_settings()
 
 
-@pytest.mark.parametrize(("max_tokens", "overlap", "fits"), [(64, 63, True), (64, 64, False), (32, 64, False)])
-def test_an_overlap_must_be_smaller_than_the_chunk(
+@pytest.mark.parametrize(("max_tokens", "overlap", "fits"), [(64, 32, True), (64, 33, False), (32, 64, False)])
+def test_an_overlap_is_at_most_half_of_the_chunk(
     monkeypatch: pytest.MonkeyPatch, max_tokens: int, overlap: int, fits: bool
 ) -> None:
     monkeypatch.setenv("HEADRACE_CHUNKING__MAX_TOKENS", str(max_tokens))
@@ -101,7 +101,7 @@ def test_an_overlap_must_be_smaller_than_the_chunk(
     if fits:
         assert load_settings().chunking.overlap_tokens == overlap
     else:
-        with pytest.raises(Misconfigured, match=r"chunking\.overlap_tokens must be smaller"):
+        with pytest.raises(Misconfigured, match=r"chunking\.overlap_tokens must be at most half"):
             load_settings()
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from topics import BY_NAME, GROUPS, LANES, TOPICS, Names
 from topics.provisioning import topic_config
-from topics.table import APPS, DAY_MS, HOUR_MS, OPERATORS, PRODUCERS
+from topics.table import APPS, HOUR_MS, OPERATORS, PRODUCERS
 
 PEOPLE = {PRODUCERS, OPERATORS, APPS}
 WRITTEN_BY_PRODUCERS = {"documents.raw", "documents.urgent"}
@@ -19,16 +19,16 @@ def test_the_table_reads_in_travel_order() -> None:
 
 
 def test_names_are_unique_and_each_stage_reads_something() -> None:
-    assert len(BY_NAME) == len(TOPICS) == 11
+    assert len(BY_NAME) == len(TOPICS) == 12
     assert {stage for topic in TOPICS for stage in topic.read_by} - PEOPLE == set(GROUPS)
     assert {stage for topic in TOPICS for stage in topic.written_by} - PEOPLE == set(GROUPS)
 
 
-def test_documents_are_compacted_and_kept_and_everything_else_goes_in_time() -> None:
+def test_documents_letters_and_decisions_are_kept_and_everything_else_goes_in_time() -> None:
     compacted = {topic.name for topic in TOPICS if topic.cleanup == "compact"}
-    assert compacted == WRITTEN_BY_PRODUCERS == {t.name for t in TOPICS if t.retention_ms is None}
+    assert compacted == {*WRITTEN_BY_PRODUCERS, "documents.dead.settled"}
+    assert {topic.name for topic in TOPICS if topic.retention_ms is None} == {*compacted, "documents.dead"}
     hours = {topic.name: topic.retention_ms / HOUR_MS for topic in TOPICS if topic.retention_ms is not None}
-    assert hours.pop("documents.dead") == 90 * DAY_MS / HOUR_MS
     assert (hours.pop("queries"), hours.pop("replies")) == (1, 1)
     assert set(hours.values()) == {7 * 24}
 
@@ -49,11 +49,25 @@ def test_every_topic_of_the_urgent_lane_has_a_twin() -> None:
 
 
 def test_the_configuration_is_spelled_as_kafka_does() -> None:
-    assert topic_config(BY_NAME["documents.raw"]) == {"cleanup.policy": "compact", "max.message.bytes": "10485760"}
+    assert topic_config(BY_NAME["documents.raw"]) == {
+        "cleanup.policy": "compact",
+        "max.message.bytes": "10485760",
+        "message.timestamp.after.max.ms": "3600000",
+    }
     assert topic_config(BY_NAME["queries"]) == {
         "cleanup.policy": "delete",
         "max.message.bytes": "1000000",
         "retention.ms": "3600000",
+    }
+
+
+def test_a_dead_letter_of_an_old_record_is_kept() -> None:
+    assert topic_config(BY_NAME["documents.dead"]) == {
+        "cleanup.policy": "delete",
+        "max.message.bytes": "10551296",
+        "retention.ms": "-1",
+        "retention.bytes": str(10 * 1024**3),
+        "message.timestamp.after.max.ms": str(2**63 - 1),
     }
 
 

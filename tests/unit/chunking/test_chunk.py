@@ -182,6 +182,16 @@ def test_a_sentence_without_end_is_cut_at_words(tokenizer: Tokenizer) -> None:
     assert {word for c in chunks[1:-1] for word in c.text.split()} <= {"word", "end."}
 
 
+def test_more_chunks_than_a_document_may_have_are_refused_before_they_are_all_cut(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.chunking.cutting.MOST_CHUNKS", 10)
+    chunking = Chunking(max_tokens=8, overlap_tokens=0)
+    assert len(chunk("a " * 60, "text/plain", chunking, tokenizer)) == 10
+    with pytest.raises(Poison, match="more than 10 chunks; set a larger max_tokens"):
+        chunk("a " * 61, "text/plain", chunking, tokenizer)
+
+
 def test_chunks_are_a_sequence(tokenizer: Tokenizer) -> None:
     chunks = chunk(PROSE * 300, "text/plain", Chunking(max_tokens=32, overlap_tokens=0), tokenizer)
     assert chunks[-1] == list(chunks)[-1]

@@ -27,6 +27,7 @@ COMMANDS = [
     "status",
     "topics",
     "up",
+    "verify",
     "worker",
 ]
 
@@ -73,7 +74,13 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
         ["publish", "-", "--tenant", "Not OK"],
         ["publish", "a.jsonl", "--doc-id", "x"],
         ["publish", "a.txt", "b.txt", "--doc-id", "x"],
+        ["delete"],
         ["delete", ""],
+        ["delete", "--all"],
+        ["delete", "--all", "--tenant", "x", "doc"],
+        ["delete", "--all", "--tenant", "x", "--version", "3"],
+        ["verify", "--yes"],
+        ["verify", "--dry-run"],
         ["ask", ""],
         ["ask", "x", "--filter", "author=y"],
         ["ask", "x", "--filters", "["],
@@ -82,6 +89,13 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
         ["worker", "chunks"],
         ["worker", "all", "--port", "9000"],
         ["dead", "show", "12"],
+        ["dead", "list", "--since", "yesterday"],
+        ["dead", "replay"],
+        ["dead", "replay", "0:1", "--all"],
+        ["dead", "replay", "0:1", "--code", "bad_json"],
+        ["dead", "replay", "--all", "--state", "replayed"],
+        ["dead", "park", "x"],
+        ["dead", "drop", "--all"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

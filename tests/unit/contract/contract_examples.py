@@ -31,6 +31,7 @@ from schemas import (
     Query,
     Receipt,
     Revision,
+    Settlement,
     Sweep,
     chunk_id,
     revision_id,
@@ -169,6 +170,9 @@ EXAMPLES: dict[str, msgspec.Struct] = {
         degraded=["rerank"],
         timings_ms={"embed": 12.5, "search": 8.0},
         error=AnswerError(code="rate_limited", message="too many questions", retry_after_ms=250),
+    ),
+    "settlement": Settlement(
+        action="parked", at=AT, run="7f3a9c21d0e4", reason="it has been replayed 1 time and died again"
     ),
     "delta": Delta(delta="At night"),
     "manifest": Manifest(
