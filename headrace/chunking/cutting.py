@@ -20,6 +20,8 @@ from schemas.document import ContentType
 
 LARGEST_CHUNK_CHARACTERS = 65_536
 """However many tokens an encoder reads, a chunk's text stays below 6 bytes a character of JSON times this: 400 kB."""
+MOST_CHUNKS = 100_000
+"""Of one document. Small chunks can make millions of ten megabytes, and each is a row in two stores."""
 COUNTED_CHARACTERS = 32_768
 """Candidates are counted together up to this many characters, which bounds what their Encodings take."""
 LONGEST_MARKS = 32
@@ -40,6 +42,11 @@ class Chunks(Sequence[Chunk]):
         self._outline = outline
         self._starts, self._ends, self._tokens, self._sections = array("I"), array("I"), array("I"), array("I")
         for start, end, tokens, section in spans:
+            if len(self._starts) == MOST_CHUNKS:
+                raise Poison(
+                    "bad_chunking",
+                    f"the document is cut into more than {MOST_CHUNKS:,} chunks; set a larger max_tokens, or split it",
+                )
             self._starts.append(start)
             self._ends.append(end)
             self._tokens.append(tokens)
@@ -81,9 +88,10 @@ def chunk(text: str, content_type: ContentType, chunking: Chunking, tokenizer: T
     - `headings` is the path of headings that the whole chunk stands under (`hierarchical` only).
 
     `chunking` must have passed `check_chunking`. Raises Poison when a single character takes more than
-    `max_tokens`, which can happen below 8; text must not hold lone surrogates. The time is linear in the text and the
-    chunks: about a second a million characters, all of it on the calling thread. Beside the text it takes 12 bytes a
-    word, some 100 bytes for each sentence and paragraph, 16 a chunk, and about 30 MB for the tokenizer.
+    `max_tokens`, which can happen below 8, and when there are more than `MOST_CHUNKS`; text must not hold lone
+    surrogates. The time is linear in the text and the chunks: about a second a million characters, all of it on the
+    calling thread. Beside the text it takes 12 bytes a word, some 100 bytes for each sentence and paragraph, 16 a
+    chunk, and about 30 MB for the tokenizer.
     """
     readable = _read(text, content_type, with_headings=chunking.strategy == "hierarchical")
     limits = Limits(
