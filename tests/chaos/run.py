@@ -81,6 +81,7 @@ class Run:
 
     def say(self, line: str) -> None:
         self.log.append(f"{time.monotonic() - self.started:6.1f} {line}")
+        print(self.log[-1], flush=True)
 
     def carry_out(self) -> None:
         """Return when everything planned has happened, or was given up."""

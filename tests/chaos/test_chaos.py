@@ -52,12 +52,17 @@ def test_nothing_is_lost_stale_or_mixed_whatever_is_killed(
         problems += run.publisher.failures
         problems += run.drain(reader)
         drained_at = time.monotonic()
+        problems += unverified(own_deployment)
         codes = supervisor.stop()
         reader.stop()
         problems += [f"{name} ended with {code} when told to stop" for name, code in codes.items() if code != 0]
-        problems += [f"{part} broke: {part.broken!r}" for part in (reader, outages) if part.broken is not None]
+        problems += [f"{type(part).__name__} broke: {part.broken!r}" for part in (reader, outages) if part.broken]
         findings = audit(settings, expectation)
-        faults = [fault for asked in reader.asked.values() for fault in faults_of(asked, expectation)]
+        faults = [
+            f"{fault} (asked at {asked.sent_at - run.started:.1f}, answered at {asked.answered_at - run.started:.1f})"
+            for asked in reader.asked.values()
+            for fault in faults_of(asked, expectation)
+        ]
         problems += [*findings.lines(), *faults, *untold(reader, expectation), *unstruck(run)]
         problems += dead_letter_faults(settings, [send for send in plan.sends if send.mark is not None])
         verified = sum(bool(asked.answer and asked.answer["hits"]) for asked in reader.asked.values())
@@ -99,6 +104,14 @@ def untold(reader: Reader, expectation: Expectation) -> list[str]:
         if (key, version) not in sent and told != {"failed"}:
             faults.append(f"events {sorted(told)} of {key} {version}, which nobody sent")
     return faults
+
+
+def unverified(deployment: Deployment) -> list[str]:
+    """What `headrace verify` finds."""
+    verified = deployment.run("verify", timeout=600)
+    return (
+        [] if verified.returncode == 0 else [f"headrace verify: {verified.stdout.decode()}{verified.stderr.decode()}"]
+    )
 
 
 def unstruck(run: Run) -> list[str]:

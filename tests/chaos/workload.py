@@ -65,17 +65,16 @@ SHORT = Scale(
 )
 LONG = Scale(
     documents=2000,
-    sending_s=360.0,
+    sending_s=270.0,
     workers=dict.fromkeys(POINTS, 2),
     deaths=2,
     sleepers=6,
     faults=("SIGKILL", "SIGKILL", "SIGSTOP"),
     flips=6,
-    # Longer than every time-out: of a store 10 s (in `workers.py`), of a session 6 s, of a drain 15 s, of a record
-    # on its way to Kafka 60 s.
+    # Longer than every time-out: of a store 10 s (in `workers.py`), of a session 6 s, of a drain 15 s.
     outages=(
         ("kafka", "kill", 0.0),
-        ("kafka", "stop", 75.0),
+        ("kafka", "stop", 30.0),
         ("kafka", "freeze", 20.0),
         ("milvus", "kill", 0.0),
         ("milvus", "stop", 25.0),
