@@ -92,8 +92,10 @@ class Reader:
 
     def _read_and_ask(self) -> None:
         random_ = random.Random(self.seed)
-        producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 0})
-        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": uuid.uuid4().hex})
+        # The broker is away at times, and librdkafka would say so many times a second.
+        kafka = {"bootstrap.servers": self.bootstrap, "log_level": 0}
+        producer = Producer(kafka | {"linger.ms": 0})
+        consumer = Consumer(kafka | {"group.id": uuid.uuid4().hex})
         assign_from_the_start(consumer, [self.prefix + "documents.events", self.prefix + "replies"])
         next_question = time.monotonic()
         while self._reading.is_set():

@@ -1,5 +1,6 @@
 """A plan carried out: records are sent, workers and servers are struck, and whoever ended is brought back."""
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Publisher:
 
     def __post_init__(self) -> None:
         kafka = self.deployment.settings.kafka.confluent()
-        self.producer = Producer(kafka | {"enable.idempotence": True, "delivery.timeout.ms": 600_000})
+        self.producer = Producer(kafka | {"enable.idempotence": True, "delivery.timeout.ms": 600_000, "log_level": 0})
 
     def send(self, send: Send) -> None:
         handed_over, timestamp = time.monotonic(), self.started_ms + send.timestamp
@@ -81,7 +82,8 @@ class Run:
 
     def say(self, line: str) -> None:
         self.log.append(f"{time.monotonic() - self.started:6.1f} {line}")
-        print(self.log[-1], flush=True)
+        # Not to what `capsys` takes: with `pytest -s` this is a terminal's progress.
+        print(self.log[-1], file=sys.__stdout__, flush=True)
 
     def carry_out(self) -> None:
         """Return when everything planned has happened, or was given up."""
