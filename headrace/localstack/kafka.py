@@ -75,7 +75,8 @@ def prepare(settings: LocalStackSettings, folder: Path, java: Java, jars: Path) 
 
 def _format(base: list[str], properties: Path) -> None:
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    command = [*base, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
+    # In one word: an id may begin with a dash, and would be taken for an option.
+    command = [*base, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(properties)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]

@@ -40,7 +40,8 @@ _SUFFIX = "_docs"
 _DASH = "D"  # Milvus takes no dash in a name, and no tenant has an upper-case letter
 _ID_MAX_BYTES = 128
 _HASH_MAX_BYTES = 128
-_INDEX = {"index_type": "HNSW", "metric_type": "COSINE", "params": {"M": 16, "efConstruction": 200}}
+_HNSW = {"index_type": "HNSW", "metric_type": "COSINE", "params": {"M": 16, "efConstruction": 200}}
+_FLAT = {"index_type": "FLAT", "metric_type": "COSINE", "params": {}}
 _EF_LEAST = 64  # below this, recall suffers even for the best few
 _LOAD_POLL_S = 0.1
 _VISIBLE_POLL_S = 0.05
@@ -69,6 +70,7 @@ _MISFIT_CODES = frozenset({109})
 _misfit_text = re.compile(
     r"dimension mismatch|should divide the dim|not equal to schema dim|metric type not match", re.IGNORECASE
 )
+_before_2_4 = re.compile(r"v?2\.[0-3]\.")
 _not_loaded_text = re.compile(r"not (fully )?loaded|hasn't been loaded", re.IGNORECASE)
 _transient_text = re.compile(
     r"not ready|not healthy|unavailable|on recovering|rate limit|quota|deadline exceeded|time ?out|context canceled|"
@@ -340,9 +342,21 @@ class MilvusStore:
         """Index it if that isn't done, and start to load it if that isn't done; Milvus goes on by itself."""
         if not self._call(lambda client, **bounds: client.list_indexes(name, **bounds)):
             params = MilvusClient.prepare_index_params()
-            params.add_index("vector", **_INDEX)
+            params.add_index("vector", **self._index())
             self._call(lambda client, **bounds: client.create_index(name, params, **bounds))
         self._call(lambda client, **bounds: client.load_collection(name, _async=True, **bounds))
+
+    def _index(self) -> dict[str, Any]:
+        """Before 2.4 no graph: what one says after a crash isn't true, as if it were built over other rows.
+
+        Measured on 2.3.5 with 6,000 rows of which most came before a SIGKILL: once their segment was sealed, searches
+        by HNSW and by IVF_FLAT found none to half of a document's rows, for good, while queries found them all.
+        """
+        index_type = self._settings.index_type
+        if index_type == "auto":
+            version = self._call(lambda client, **_: client.get_server_version())
+            index_type = "FLAT" if _before_2_4.match(version) else "HNSW"
+        return {"FLAT": _FLAT, "HNSW": _HNSW}[index_type]
 
     def _wait_until_loaded(self, name: str) -> None:
         give_up = time.monotonic() + self._settings.timeout_s

@@ -15,6 +15,9 @@ class MilvusSettings(BaseModel):
     """`user:password` or an API key."""
     timeout_s: Seconds = 30.0
     search_timeout_s: Seconds = 5.0
+    index_type: Literal["auto", "HNSW", "FLAT"] = "auto"
+    """Of collections that are made from now on. `auto` is HNSW, but FLAT, which searches every row, on Milvus before
+    2.4: there a graph misses rows for good after a crash."""
 
 
 class OpenSearchSettings(BaseModel):

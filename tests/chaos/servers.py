@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Literal
 import pytest
 
 from headrace.config import Settings, load_settings
+from headrace.localstack import probes
 from headrace.localstack.settings import LocalStackSettings
 from headrace.localstack.stack import LocalStack
 from headrace.localstack.supervision import Supervisor
@@ -20,6 +22,7 @@ from tests.conftest import free_ports
 ServerName = Literal["kafka", "opensearch", "milvus"]
 JARS = Path(LocalStackSettings().root).resolve() / "jars"
 MILVUS_PORTS = 20
+HANGS_AFTER_S, ENDS_AFTER_S = 4.0, 15.0
 
 
 @dataclass
@@ -75,6 +78,8 @@ class OwnServers:
     def back(self, name: ServerName) -> None:
         """After any of these: return when all servers answer again."""
         self._thaw([name])
+        if name == "milvus":
+            self._end_if_it_hangs()
         self.up()
 
     @contextmanager
@@ -85,6 +90,21 @@ class OwnServers:
             yield
         finally:
             self.back(name)
+
+    def _end_if_it_hangs(self) -> None:
+        """Milvus 2.3.5 that was frozen for 10 s and more tells moments later that it is not ready, for ever: what watches
+        over it in a deployment ends it then.
+        """
+        time.sleep(HANGS_AFTER_S)
+        deadline = time.monotonic() + ENDS_AFTER_S
+        while not probes.milvus_ready(self.settings.local.milvus_port):
+            running = [process for process in self._stack.status() if process.name == "milvus" and process.pid]
+            if not running:
+                return
+            if time.monotonic() > deadline:
+                self.kill("milvus")
+                return
+            time.sleep(0.5)
 
     def _thaw(self, names: Iterable[str]) -> None:
         for process in self._stack.status():

@@ -78,8 +78,7 @@ LONG = Scale(
         ("kafka", "freeze", 20.0),
         ("milvus", "kill", 0.0),
         ("milvus", "stop", 25.0),
-        # Not past Milvus' own session of 15 s: 2.3.5 then answers that it is not ready, for ever, until it is killed.
-        ("milvus", "freeze", 13.0),
+        ("milvus", "freeze", 25.0),
         ("opensearch", "kill", 0.0),
         ("opensearch", "stop", 25.0),
         ("opensearch", "freeze", 25.0),
