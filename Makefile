@@ -42,7 +42,7 @@ test: setup
 	$(BIN)/pytest
 
 chaos: setup
-	HEADRACE_CHAOS_FORM=long HEADRACE_CHAOS_SEED=$(SEED) $(BIN)/pytest -s tests/chaos/test_chaos.py
+	HEADRACE_CHAOS_FORM=long HEADRACE_CHAOS_SEED=$(SEED) $(BIN)/pytest -s tests/chaos/test_chaos.py tests/chaos/test_milvus_recovery.py
 
 bench: setup
 	$(BIN)/python -m bench.ingest
