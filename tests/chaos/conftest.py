@@ -44,5 +44,6 @@ def own_deployment(own_servers: OwnServers, tmp_path: Path) -> Iterator[Deployme
     try:
         yield made
     finally:
+        made.stop()  # whatever has become of the servers
         own_servers.up()
         made.drop()

@@ -155,6 +155,7 @@ def pipeline(own_servers: OwnServers, tmp_path_factory: pytest.TempPathFactory) 
             running.wait_indexed(tenant, 1)
         yield running
     finally:
+        deployment.stop()  # whatever has become of the servers
         own_servers.up()
         deployment.drop()
 
