@@ -180,10 +180,7 @@ def newest_first(
     with translated(kafka):
         consumer = _consumer(kafka)
         try:
-            partitions = partitions_of(consumer, topic)
-            if key is not None:
-                partitions = [partitions[partition_of(key, len(partitions))]]
-            bounds = {partition: _watermarks(consumer, topic, partition) for partition in partitions}
+            bounds = _bounds(consumer, topic, key)
             while any(low < high for low, high in bounds.values()) and time.monotonic() < give_up:
                 spans = {p: (max(low, high - window), high) for p, (low, high) in bounds.items() if low < high}
                 kept = _read_spans(consumer, kafka, topic, spans, keep, give_up)
@@ -232,10 +229,7 @@ def oldest_first(kafka: dict[str, Any], topic: str, *, key: bytes | None = None)
     with translated(kafka):
         consumer = _consumer(kafka)
         try:
-            partitions = partitions_of(consumer, topic)
-            if key is not None:
-                partitions = [partitions[partition_of(key, len(partitions))]]
-            bounds = {partition: _watermarks(consumer, topic, partition) for partition in partitions}
+            bounds = _bounds(consumer, topic, key)
             ends = {partition: high for partition, (low, high) in bounds.items() if low < high}
             consumer.assign([TopicPartition(topic, partition, bounds[partition][0]) for partition in ends])
             unread = set(ends)
@@ -331,6 +325,14 @@ def read_one(kafka: dict[str, Any], topic: str, partition: int, offset: int) -> 
 def partition_of(key: bytes, partitions: int) -> int:
     """Where Java's, Faust's and this project's producers put a key."""
     return murmur2(key, partitions)
+
+
+def _bounds(consumer: Consumer, topic: str, key: bytes | None) -> dict[int, tuple[int, int]]:
+    """Where each partition begins and ends; with a `key`, of its partition alone."""
+    partitions = partitions_of(consumer, topic)
+    if key is not None:
+        partitions = [partitions[partition_of(key, len(partitions))]]
+    return {partition: _watermarks(consumer, topic, partition) for partition in partitions}
 
 
 def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
