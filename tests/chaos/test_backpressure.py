@@ -186,6 +186,10 @@ def test_an_opensearch_that_is_away_holds_the_chunk_stage_in_bounded_memory(
 ) -> None:
     tenant = "frozen" if frozen else "stopped"
     finished = pipeline.metric("chunk", "headrace_messages_total", direction="in", lane="bulk")
+
+    def buffered() -> float:
+        return pipeline.metric("chunk", "headrace_buffered_bytes", lane="bulk")
+
     before = resident_bytes(pipeline.workers["chunk"].pid)
     with keeps_its_place(own_servers, pipeline, "opensearch", "chunk", frozen=frozen):
         pipeline.send(tenant, 3, version=3000)
@@ -195,8 +199,10 @@ def test_an_opensearch_that_is_away_holds_the_chunk_stage_in_bounded_memory(
         assert answer.error is not None
         assert answer.error.code == "unavailable"
         assert answer.error.retry_after_ms
+        until(lambda: buffered() >= 1_000_000, GOES_ON_WITHIN_S, "the backlog at the worker")
+        time.sleep(2)  # It takes what it has room for, and says so once a second.
+        held = buffered()
         grown = resident_bytes(pipeline.workers["chunk"].pid) - before
-        held = pipeline.metric("chunk", "headrace_buffered_bytes", lane="bulk")
     until(
         lambda: (
             pipeline.metric("chunk", "headrace_messages_total", direction="in", lane="bulk")
@@ -205,7 +211,6 @@ def test_an_opensearch_that_is_away_holds_the_chunk_stage_in_bounded_memory(
         GOES_ON_WITHIN_S,
         "the backlog done",
     )
-    assert held >= 1_000_000, "the backlog had not come to the worker"
     assert held < BUFFER_BYTES + 2_000_000
     assert grown < BACKLOG_BYTES / 2
     print(f"{grown / 1e6:.0f} MB more with {BACKLOG_BYTES / 1e6:.0f} MB waiting, {held / 1e6:.1f} MB buffered")

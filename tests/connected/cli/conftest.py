@@ -1,6 +1,7 @@
 """A real Kafka, and topics of this run alone, which are deleted at its end."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
@@ -13,6 +14,20 @@ from topics.provisioning import create_topics, existing_topics
 
 @pytest.fixture(scope="session")
 def kafka(servers: Settings) -> Iterator[KafkaSettings]:
+    """Shared by all tests: what one has sent is there for the next."""
+    with topics_of_a_run(servers) as settings:
+        yield settings
+
+
+@pytest.fixture
+def fresh_kafka(servers: Settings) -> Iterator[KafkaSettings]:
+    """Topics and groups that nobody has used."""
+    with topics_of_a_run(servers) as settings:
+        yield settings
+
+
+@contextmanager
+def topics_of_a_run(servers: Settings) -> Iterator[KafkaSettings]:
     run = f"test-cli-{uuid4().hex[:8]}-"
     settings = servers.kafka.model_copy(update={"topic_prefix": run, "group_prefix": run, "partitions": 4})
     config = {**settings.confluent(), **QUIET}
