@@ -36,7 +36,7 @@ check: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q tests/unit tests/client/unit
 
 test: setup
 	$(BIN)/pytest
@@ -57,11 +57,11 @@ lock: $(UV_INSTALLED)
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras \
 		-o requirements.lock pyproject.toml
 
-# Exactly the lock, checked by its hashes; then the project itself, built without asking an index for anything.
-$(INSTALLED): requirements.lock pyproject.toml | $(UV_INSTALLED)
+# Exactly the lock, checked by its hashes; then the project and its client, built without asking an index for anything.
+$(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml | $(UV_INSTALLED)
 	@[ -x $(BIN)/python ] || $(UV) venv --quiet --python $(PYTHON) .venv
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . -e client
 	@touch $@
 
 # The name carries the version: another one is installed anew.

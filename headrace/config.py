@@ -13,11 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from headrace.auth.settings import AuthSettings
 from headrace.chunking.settings import ChunkingSettings
 from headrace.encoders.settings import EncoderSettings
 from headrace.errors import Misconfigured
+from headrace.llm.settings import LLMSettings
 from headrace.localstack.settings import LocalStackSettings
+from headrace.rerank.settings import RerankSettings
 from headrace.retrieval.settings import RetrievalSettings
+from headrace.serving.settings import QuerySettings
 from headrace.stores.settings import StoreSettings
 from topics import Names
 
@@ -107,6 +111,10 @@ class Settings(BaseSettings):
     encoder: EncoderSettings = EncoderSettings()
     chunking: ChunkingSettings = ChunkingSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
+    rerank: RerankSettings = RerankSettings()
+    llm: LLMSettings = LLMSettings()
+    auth: AuthSettings = AuthSettings()
+    query: QuerySettings = QuerySettings()
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
     local: LocalStackSettings = LocalStackSettings()

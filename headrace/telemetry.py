@@ -35,7 +35,25 @@ STANDSTILL = Gauge(
 )
 REBALANCES = Counter("headrace_rebalances", "Times that the consumer group gave this worker its partitions", ["stage"])
 ANSWER_ERRORS = Counter("headrace_answer_errors", "Replies that carry an error", ["code"])
+BREAKER_OPEN = Gauge("headrace_breaker_open", "1 while a server that failed is not asked", ["service"])
+LLM_REQUESTS = Counter("headrace_llm_requests", "Calls of the language model, by how they ended", ["model", "outcome"])
+LLM_TOKENS = Counter("headrace_llm_tokens", "Tokens that it read (input) and wrote (output)", ["model", "direction"])
+LLM_USAGE_ESTIMATED = Counter(
+    "headrace_llm_usage_estimated", "Calls whose tokens the server didn't count, so that they are estimated", ["model"]
+)
+LLM_COST = Counter("headrace_llm_cost", "What it cost, in the currency of the settings' prices", ["model"])
+LLM_SECONDS = Histogram(
+    "headrace_llm_seconds", "From asking until the first piece, and until the end", ["model", "until"], buckets=SECONDS
+)
+CITATIONS_REMOVED = Counter(
+    "headrace_citations_removed",
+    "Markers and quotations that answers had and their passages don't bear out",
+    ["reason"],
+)
 DEGRADED = Counter("headrace_degraded_answers", "Answers made without a part", ["without"])
+REPLY_ADDRESSES_REFUSED = Counter(
+    "headrace_reply_addresses_refused", "Requests whose reply topic or partition can't be used; answered on `replies`"
+)
 # Under the names that dashboards of such pipelines already have.
 # This one only grows; it is no Counter because the client would add `_total` to its name.
 INGEST_REQUESTS = Gauge("ingest_requests", "Documents and deletions received")
@@ -84,6 +102,10 @@ def configure_logging(level: str, log_format: str) -> None:
         "opensearch",
         "urllib3",
         "httpx",
+        "httpx2",
+        "httpcore2",
+        "openai",
+        "anthropic",
         "sentence_transformers",
     ):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))

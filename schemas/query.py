@@ -11,12 +11,16 @@ ErrorCode = Literal[
     "bad_request", "unauthorized", "forbidden", "rate_limited", "deadline_exceeded", "unavailable", "internal"
 ]
 MAX_TOP_K = 100
+MAX_EXPAND = 5
 
 
 class Fusion(msgspec.Struct, frozen=True, kw_only=True):
-    """How the two ranked lists become one. `alpha` is the weight of the dense scores (convex only)."""
+    """How the two ranked lists become one. `alpha` is the weight of the dense scores (not for `rrf`).
 
-    method: Literal["convex", "rrf"] = "convex"
+    `convex` stretches each list's scores to 0..1 by their least and greatest, `zscore` by their mean and deviation.
+    """
+
+    method: Literal["convex", "zscore", "rrf"] = "convex"
     alpha: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
 
 
@@ -26,8 +30,15 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     mode: Literal["search", "answer"] = "search"
     top_k: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOP_K)] = 10
     filters: dict[str, Any] = {}
-    fusion: Fusion = Fusion()
+    fusion: Fusion | None = None
+    """Null is the deployment's, as `rerank` null is."""
     rerank: bool | None = None
+    expand: Annotated[int, msgspec.Meta(ge=0, le=MAX_EXPAND)] = 0
+    """Neighbours on each side that a hit's `passage` has beside the hit itself."""
+    max_per_document: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Hits of one document at most."""
+    highlight: bool = False
+    explain: bool = False
     stream: bool = False
     request_id: str | None = None
 
@@ -38,6 +49,38 @@ class HitScores(msgspec.Struct, frozen=True, kw_only=True):
     dense: float | None = None
     bm25: float | None = None
     rerank: float | None = None
+
+
+class Passage(msgspec.Struct, frozen=True, kw_only=True):
+    """A hit with its neighbours, as one text without what they overlap in. `chunk_ids` are in the document's order."""
+
+    text: str
+    start: int
+    end: int
+    chunk_ids: list[str]
+
+
+class Highlight(msgspec.Struct, frozen=True, kw_only=True):
+    """A word of the question, or one of its forms: character offsets into the hit's `text`."""
+
+    start: int
+    end: int
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a hit came to its place. Ranks are from 1; null where that step did not see the chunk or did not run.
+
+    `dense` and `bm25` are the scores as the fusion took them (normalised; for `rrf` the ranks' shares).
+    """
+
+    dense_rank: int | None = None
+    bm25_rank: int | None = None
+    dense: float | None = None
+    bm25: float | None = None
+    fused: float | None = None
+    fused_rank: int | None = None
+    rerank: float | None = None
+    rerank_rank: int | None = None
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +103,9 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     tags: list[str] = []
     metadata: dict[str, MetadataValue] = {}
     scores: HitScores = HitScores()
+    passage: Passage | None = None
+    highlights: list[Highlight] = []
+    explanation: Explanation | None = None
 
 
 class Citation(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,10 +120,22 @@ class Citation(msgspec.Struct, frozen=True, kw_only=True):
     end: int
 
 
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a language model read and wrote. `cost` is in the currency of the deployment's prices; null without them."""
+
+    input_tokens: int
+    output_tokens: int
+    cost: float | None = None
+
+
 class AnswerText(msgspec.Struct, frozen=True, kw_only=True):
+    """`known` is false where nothing relevant was found: the text then says so, and cites nothing."""
+
     text: str
     citations: list[Citation]
     model: str
+    known: bool = True
+    usage: Usage | None = None
 
 
 class AnswerError(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,13 +20,17 @@ from schemas import (
     DocumentEvent,
     EmbeddingBatch,
     EventError,
+    Explanation,
     Fusion,
+    Highlight,
     Hit,
     HitScores,
+    Passage,
     Query,
     Receipt,
     Revision,
     Settlement,
+    Usage,
 )
 from schemas.document import Deletion
 
@@ -165,14 +169,24 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "mode": "`search` for hits alone, `answer` for hits and an answer in words.",
         "top_k": "How many hits at most.",
         "filters": "Conditions that every hit meets, combined with AND.",
-        "fusion": "How the hits of the two searchers become one list.",
+        "fusion": "How the hits of the two searchers become one list; null for the deployment's choice.",
         "rerank": "Whether a reranker orders the hits once more; null for the deployment's choice.",
+        "expand": "How many neighbours on each side a hit's `passage` has; 0 for no passage.",
+        "max_per_document": "Hits of one document at most; null for no such bound.",
+        "highlight": "Whether hits say where the question's words are in them.",
+        "explain": "Whether hits say how they came to their places.",
         "stream": "Whether the answer comes in pieces, as it is written.",
-        "request_id": "Any text; it comes back in the answer.",
+        "request_id": (
+            "Any text; it comes back in the answer. The same text again, with the same query, gets the same answer for "
+            "a while without the work being done twice."
+        ),
     },
     Fusion: {
-        "method": "A convex combination of normalised scores, or reciprocal rank fusion.",
-        "alpha": "The weight of the dense scores, from 0 to 1; used by `convex` alone.",
+        "method": (
+            "A convex combination of scores normalised by least and greatest (`convex`) or by mean and deviation "
+            "(`zscore`), or reciprocal rank fusion (`rrf`)."
+        ),
+        "alpha": "The weight of the dense scores, from 0 to 1; not used by `rrf`.",
     },
     Answer: {
         "request_id": "The query's.",
@@ -186,6 +200,13 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "text": "The answer, with the citations' markers in it.",
         "citations": "What the answer rests on.",
         "model": "What wrote the answer.",
+        "known": "False where nothing relevant was found: the text says so, and cites nothing.",
+        "usage": "What a language model read and wrote for it; null without one.",
+    },
+    Usage: {
+        "input_tokens": "Tokens that the model read.",
+        "output_tokens": "Tokens that it wrote.",
+        "cost": "In the currency of the deployment's prices; null where it has none.",
     },
     Citation: {
         "marker": "As it stands in the answer's text.",
@@ -215,6 +236,29 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "tags": _TAGS,
         "metadata": _METADATA,
         "scores": "Where the score comes from.",
+        "passage": "The hit with its neighbours, where the query asks for them.",
+        "highlights": "Where the question's words are in `text`, where the query asks for it.",
+        "explanation": "How the hit came to its place, where the query asks for it.",
+    },
+    Passage: {
+        "text": "The hit's text and its neighbours', without what they overlap in.",
+        "start": _START,
+        "end": _END,
+        "chunk_ids": "The chunks that it is made of, in the document's order.",
+    },
+    Highlight: {
+        "start": "The first character, counted in the hit's `text`.",
+        "end": "The character after the last.",
+    },
+    Explanation: {
+        "dense_rank": "Its place in the vector search, from 1; null where it was not found there.",
+        "bm25_rank": "Its place in the keyword search.",
+        "dense": "The vector search's score as the fusion took it.",
+        "bm25": "The keyword search's score as the fusion took it.",
+        "fused": "The fused score.",
+        "fused_rank": "Its place by the fused score.",
+        "rerank": "The reranker's score as it was blended.",
+        "rerank_rank": "Its place by the reranker alone.",
     },
     HitScores: {
         "dense": "Cosine similarity of the question's vector and the passage's.",

@@ -65,7 +65,7 @@ def extractive_answer(question: str, hits: Sequence[Hit], encoder: Encoder, sett
     """
     candidates = worth_saying([sentence for hit in hits[: settings.answer_passages] for sentence in sentences(hit)])
     if not candidates:
-        return AnswerText(text=NOTHING_FOUND, citations=[], model=MODEL)
+        return AnswerText(text=NOTHING_FOUND, citations=[], model=MODEL, known=False)
     [asked] = encoder.encode_queries([question])
     cosines = encoder.encode([sentence.text for sentence in candidates], truncate=True) @ asked
     scored = [
