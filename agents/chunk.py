@@ -3,7 +3,7 @@ cuts it.
 
 Key: tenant/doc_id, all along. A replay is harmless: the same record gives the same revision, the same chunks and the
 same ids, and its version is noted in the manifest once. Poison: what can't be read, a key of another form, descriptions
-that are too large, a chunking that the encoder can't read.
+that are too large, a chunking that the encoder can't read; with auth on, no token that lets its sender do this.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import msgspec
 
 from agents.stage import Item, Outgoing, Record, Stage
 from headrace import telemetry
+from headrace.auth import PUBLISH, Authenticator, Denied, authorization_of
 from headrace.chunking import Chunks, TokenCounter, check_chunking, chunk
 from headrace.errors import Poison
 from headrace.stores.limits import check_attributes
@@ -55,13 +56,16 @@ class Incoming:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunker:
-    """What `chunk` works with. `encoder` is the model's name: another model makes other rows of the same document."""
+    """What `chunk` works with. `encoder` is its recipe: another one makes other rows of the same document.
+    Without an `authenticator` anybody may send documents.
+    """
 
     tokenizer: TokenCounter
     encoder: str
     encoder_max_tokens: int
     default: Chunking
     manifests: ManifestStore
+    authenticator: Authenticator | None = None
 
     def stage(self, *, batch_messages: int, batch_bytes: int) -> Stage[Incoming]:
         return Stage(
@@ -110,7 +114,27 @@ class Chunker:
         return Incoming(key=key, document=document, revision=revision, attributes=attributes, chunking=chunking)
 
     async def work(self, batch: Sequence[Item[Incoming]]) -> Iterable[Outgoing]:
-        return await asyncio.to_thread(self._work, batch)
+        return await asyncio.to_thread(self._let_in, batch)
+
+    def _let_in(self, batch: Sequence[Item[Incoming]]) -> "_Answers":
+        # All of them first: the stage halves a batch that one of them spoils, and cutting is the dear part.
+        for item in batch:
+            self._check_sender(item)
+        return self._work(batch)
+
+    def _check_sender(self, item: Item[Incoming]) -> None:
+        """The token must have been good when the record was written: Kafka may hold it for longer than a token lasts,
+        and a dead letter that is sent again has its first timestamp.
+        """
+        if self.authenticator is None:
+            return
+        record = item.record
+        try:
+            self.authenticator.check(
+                authorization_of(record.headers), tenant=item.message.key.tenant, scope=PUBLISH, at_ms=record.timestamp
+            )
+        except Denied as denied:
+            raise Poison(denied.code, str(denied)) from denied
 
     def _work(self, batch: Sequence[Item[Incoming]]) -> "_Answers":
         versions = [item.message for item in batch]
@@ -129,7 +153,8 @@ class Chunker:
         """What follows when a record comes again, so that the rows of what it brought are made anew.
 
         Beyond `work`, a record whose content is that of an earlier one makes the rows of that one again, under the ids
-        that they had: `work` would call it unchanged. None where it is cut into other chunks than it was then.
+        that they had: `work` would call it unchanged. None where it is cut into other chunks than it was then. Tokens
+        are not looked at: they were when the record came first, and their keys may be long gone.
         """
         incoming = self.decode(record)
         revision = incoming.revision

@@ -181,6 +181,10 @@ def replay(
     max_replays: Annotated[
         int, typer.Option("--max-replays", min=1, help="Park what was sent again so often and died again.")
     ] = 1,
+    own_token: Annotated[
+        bool,
+        typer.Option("--own-token", help="Send documents under auth.token, not under the token that they came with."),
+    ] = False,
     rate: Rate = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -191,15 +195,20 @@ def replay(
     A record keeps its timestamp, so a version that came since wins. Whenever this is stopped or killed, each letter is
     either still open or was sent once; run it again for the rest. Only one run settles letters: the next ends it.
     """
+    from headrace.auth import Bearer
     from headrace.cli.settling import replayed
     from headrace.config import load_settings
 
     selection = _selection(ids, state.value, stage, code, tenant, key, since, until, everything=everything)
-    kafka = load_settings().kafka
+    settings = load_settings()
+    kafka, bearer = settings.kafka, Bearer(settings.auth) if own_token else None
+    if bearer is not None and not bearer.headers():
+        raise typer.BadParameter("there is no token: set auth.token or auth.token_file", param_hint="--own-token")
     judge = replayed(
         kafka.names,
         max_replays=max_replays if state == Undecided.OPEN else None,
         now_ms=time.time_ns() // 1_000_000,
+        bearer=bearer,
     )
     plan = _plan(kafka, selection, judge)
     if dry_run:

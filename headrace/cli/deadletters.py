@@ -11,6 +11,7 @@ import msgspec
 from confluent_kafka import Message
 
 from agents.dead_letters import replays
+from headrace.auth.bearer import AUTHORIZATION
 from headrace.cli.kafka import (
     Place,
     headers_of,
@@ -243,11 +244,13 @@ def _column(letter: DeadLetter, column: Column) -> str:
 
 
 def readable_headers(message: Message) -> list[tuple[str, str]]:
-    """Text as text, integers as numbers, anything else in hex; a name may come twice."""
+    """Text as text, integers as numbers, anything else in hex; a name may come twice. A token is not shown."""
     return [(name, "(no value)" if value is None else _readable(name, value)) for name, value in raw_headers(message)]
 
 
 def _readable(name: str, value: bytes) -> str:
+    if name == AUTHORIZATION:
+        return f"(not shown, {len(value)} bytes)"
     if name in _NUMBERS:
         return str(int.from_bytes(value, "big", signed=True))
     try:

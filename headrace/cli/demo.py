@@ -69,6 +69,7 @@ Everything is still running. What to do next:
 
 
 def _index(settings: "Settings", corpus: Path) -> "tuple[bool, float, list[Throughput]]":
+    from headrace.auth import Bearer
     from headrace.cli.progress import progress
     from headrace.cli.publish import summary
     from headrace.cli.publishing import outgoing, publish
@@ -78,7 +79,7 @@ def _index(settings: "Settings", corpus: Path) -> "tuple[bool, float, list[Throu
     before, started_at = look(settings), time.time()
     readings = read_paths([str(corpus)], Labels(), sys.stdin.buffer)
     with progress(err(), waits=True) as watch:
-        tally = publish(map(outgoing, readings), settings.kafka, watch, wait_s=IDLE_S)
+        tally = publish(map(outgoing, readings), settings.kafka, watch, wait_s=IDLE_S, bearer=Bearer(settings.auth))
     out().print(summary(tally, waited=True))
     # An event is on its way before its worker has counted it.
     time.sleep(METRICS_SETTLE_S)
@@ -86,12 +87,13 @@ def _index(settings: "Settings", corpus: Path) -> "tuple[bool, float, list[Throu
 
 
 def _ask(settings: "Settings") -> bool:
+    from headrace.auth import Bearer
     from headrace.cli.answers import print_answer
     from headrace.cli.asking import Asker
     from schemas import Query
 
     fine = True
-    with Asker(settings.kafka) as asker:
+    with Asker(settings.kafka, Bearer(settings.auth)) as asker:
         for question in questions(EXAMPLES / "queries.jsonl"):
             out().print(f"\n{question}", style="bold underline", markup=False)
             answer = asker.ask(Query(query=question, mode="answer"), timeout_s=ANSWER_WITHIN_S)

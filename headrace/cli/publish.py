@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from headrace.cli.progress import Progress
     from headrace.cli.publishing import Outgoing, Tally
     from headrace.cli.sources import Problem, Skipped
-    from headrace.config import KafkaSettings
+    from headrace.config import Settings
 
 UNFINISHED_SHOWN = 10
 
@@ -72,7 +72,7 @@ def publish(
     settings = load_settings()
     labels = Labels(tenant=tenant, tags=tuple(tag or ()), doc_id=doc_id)
     readings = read_paths(paths, labels, sys.stdin.buffer)
-    send((outgoing(reading) for reading in readings), settings.kafka, urgent, timeout if wait else None, json)
+    send((outgoing(reading) for reading in readings), settings, urgent, timeout if wait else None, json)
 
 
 def delete(
@@ -116,7 +116,7 @@ def delete(
         records = [deletion(Key(tenant, check_doc_id(doc)), version) for doc in docs]
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="DOC") from exc
-    send(records, load_settings().kafka, urgent, timeout if wait else None, json)
+    send(records, load_settings(), urgent, timeout if wait else None, json)
 
 
 def _delete_all(tenant: str, yes: bool, wait_s: float | None, json: bool) -> None:
@@ -130,21 +130,23 @@ def _delete_all(tenant: str, yes: bool, wait_s: float | None, json: bool) -> Non
         if not sys.stdin.isatty():
             raise typer.BadParameter(f"would delete {count:,} documents of {tenant}; --yes does it", param_hint="--all")
         typer.confirm(f"Delete all {count:,} documents of {tenant}?", abort=True, err=True)
-    send(erasure.deletions(), settings.kafka, False, wait_s, json)
+    send(erasure.deletions(), settings, False, wait_s, json)
 
 
 def send(
     records: "Iterable[Outgoing | Problem | Skipped]",
-    settings: "KafkaSettings",
+    settings: "Settings",
     urgent: bool,
     wait_s: float | None,
     json: bool,
 ) -> None:
     """Publish with progress, say how it went, and exit 1 if anything failed."""
+    from headrace.auth import Bearer
     from headrace.cli.publishing import publish
 
+    bearer = Bearer(settings.auth)
     with _progress(waits=wait_s is not None) as progress:
-        tally = publish(records, settings, progress, urgent=urgent, wait_s=wait_s)
+        tally = publish(records, settings.kafka, progress, urgent=urgent, wait_s=wait_s, bearer=bearer)
     if json:
         print_json(tally)
     else:

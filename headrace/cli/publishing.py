@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 from confluent_kafka import KafkaError, Message, Producer
 
+from headrace.auth import NO_TOKEN, Bearer
 from headrace.cli.kafka import QUIET, Tail, raw_key, raw_value, translated
 from headrace.cli.sources import Found, Problem, Reading, Skipped, too_large
 from headrace.config import KafkaSettings
@@ -204,6 +205,7 @@ def publish(
     *,
     urgent: bool = False,
     wait_s: float | None = None,
+    bearer: Bearer = NO_TOKEN,
 ) -> Tally:
     """Send the records in order and return when every delivery is confirmed or has failed.
 
@@ -222,16 +224,20 @@ def publish(
             raise Misconfigured(f"topic {name} does not exist; `headrace topics create` makes it")
     # Positioned before the first record goes, so that no event of it can be missed.
     with Tail(kafka, events_topic) if wait_s is not None else nullcontext() as events, translated(kafka):
-        return _Publication(Producer(producer_config(kafka)), names, topic, events, watch).run(records, wait_s)
+        producer = Producer(producer_config(kafka))
+        return _Publication(producer, names, topic, events, watch, bearer).run(records, wait_s)
 
 
 class _Publication:
-    def __init__(self, producer: Producer, names: Names, topic: str, events: Tail | None, watch: Watch) -> None:
+    def __init__(
+        self, producer: Producer, names: Names, topic: str, events: Tail | None, watch: Watch, bearer: Bearer
+    ) -> None:
         self._producer = producer
         self._names = names
         self._topic = topic
         self._events = events
         self._watch = watch
+        self._bearer = bearer
         self._outcomes = Outcomes()
         self._tally = Tally()
 
@@ -259,12 +265,16 @@ class _Publication:
         topic = self._topic if record.topic is None else self._names.topic(record.topic)
         at_ms = self._outcomes.next_version(record.key, time.time_ns() // 1_000_000)
 
+        headers: Any = self._bearer.headers()
+
         def delivered(error: KafkaError | None, message: Message) -> None:
             self._delivered(record.where, record.key, at_ms, error, message)
 
         while True:
             try:
-                self._producer.produce(topic, record.value, record.key.encode(), on_delivery=delivered, timestamp=at_ms)
+                self._producer.produce(
+                    topic, record.value, record.key.encode(), headers=headers, on_delivery=delivered, timestamp=at_ms
+                )
                 break
             except BufferError:
                 self._progress(0.1)

@@ -18,6 +18,8 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from agents.dead_letters import REPLAYS, is_whole, replay_headers
+from headrace.auth import Bearer
+from headrace.auth.bearer import AUTHORIZATION
 from headrace.cli.deadletters import (
     DeadLetter,
     Selection,
@@ -47,6 +49,8 @@ BATCH_BYTES = 500_000
 BATCH_FIXED_BYTES = 61
 RECORD_FIXED_BYTES = 3
 """Kafka's format: a batch's header; the attributes and deltas of its one record. All else has its length before it."""
+DOCUMENTS_READER = "chunk"
+"""The stage that looks at the tokens of what it reads."""
 _FENCED = {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
 
 
@@ -136,20 +140,24 @@ def decided(action: Action, reason: str | None) -> Judge:
     return lambda _letter, _message: Verdict(action=action, reason=reason)
 
 
-def replayed(names: Names, *, max_replays: int | None, now_ms: int) -> Judge:
-    """Send it again; one that has been sent again so often is parked instead."""
+def replayed(names: Names, *, max_replays: int | None, now_ms: int, bearer: Bearer | None = None) -> Judge:
+    """Send it again; one that has been sent again so often is parked instead. With a `bearer` a document goes under
+    its token instead of the one that it came with.
+    """
 
     def judge(letter: DeadLetter, message: Message) -> Verdict | Refused:
         if max_replays is not None and letter.replays >= max_replays:
             times = "once" if letter.replays == 1 else f"{letter.replays} times"
             return Verdict(action="parked", reason=f"it was replayed {times} and died again")
-        record = again(letter, message, names, now_ms)
+        record = again(letter, message, names, now_ms, bearer)
         return record if isinstance(record, Refused) else Verdict(action="replayed", record=record)
 
     return judge
 
 
-def again(letter: DeadLetter, message: Message, names: Names, now_ms: int) -> Outgoing | Refused:
+def again(
+    letter: DeadLetter, message: Message, names: Names, now_ms: int, bearer: Bearer | None = None
+) -> Outgoing | Refused:
     """The original record, byte for byte, for the topic it came from, with one more header.
 
     Its timestamp is the original's, so that a version that came since wins. Only where the topic's retention would soon
@@ -170,6 +178,8 @@ def again(letter: DeadLetter, message: Message, names: Names, now_ms: int) -> Ou
     if topic.retention_ms is not None:
         timestamp = max(timestamp, now_ms - topic.retention_ms // 2)
     headers = replay_headers(raw_headers(message))
+    if bearer is not None and DOCUMENTS_READER in topic.read_by:
+        headers = [*(header for header in headers if header[0] != AUTHORIZATION), *bearer.headers()]
     record = Outgoing(topic=topic.name, key=key, value=raw_value(message), headers=headers, timestamp=timestamp)
     if record.batch_bytes > topic.max_bytes:
         return Refused(why=f"with the header {REPLAYS} it is larger than {topic.name} takes")

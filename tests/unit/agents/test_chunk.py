@@ -1,20 +1,25 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 import orjson
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from agents.chunk import Chunker, Incoming
 from agents.embed import Embedder
 from agents.stage import Item, Outgoing, check_size
+from headrace.auth import Authenticator, Keys
+from headrace.auth.settings import AuthSettings
 from headrace.encoders import Vectors
-from headrace.errors import Poison
+from headrace.errors import Poison, Transient
 from headrace.stores import Stored
 from schemas import ChunkBatch, Chunking, DocumentEvent, EncoderIdentity, Key, Live, Revision, decode
 from tests.fakes.encoder import FakeEncoder, FakeTokenizer
+from tests.fakes.issuer import AUDIENCE, Issuer
 from tests.fakes.records import ARRIVED_MS, item, record
 from tests.fakes.stores import FakeManifestStore
 from topics import RAW_MAX_BYTES, Lane
@@ -242,10 +247,103 @@ class TestWork:
         assert manifests.stored[KEY].manifest == theirs
 
 
+class TestSenders:
+    """With auth on."""
+
+    @pytest.fixture
+    def issuer(self) -> Issuer:
+        return Issuer({"ec": ("ES256", ec.generate_private_key(ec.SECP256R1()))})
+
+    @pytest.fixture
+    def guarded(self, chunker: Chunker, issuer: Issuer) -> Chunker:
+        auth = AuthSettings(enabled=True, jwks_url="https://issuer.example", audience=AUDIENCE)
+        return replace(chunker, authenticator=Authenticator(auth, Keys([issuer.fetch], auth)))
+
+    @staticmethod
+    def sent(chunker: Chunker, value: bytes | None, *authorization: bytes, **where: int) -> Item[Incoming]:
+        headers = tuple(("authorization", one) for one in authorization)
+        came = record(value, key=KEY.encode(), headers=headers, **where)
+        return Item(record=came, message=chunker.decode(came))
+
+    @staticmethod
+    def token(issuer: Issuer, **claims: object) -> bytes:
+        """For the time at which these tests' records arrived, long ago."""
+        return issuer.token("ec", **{"tenant": "default", "exp": ARRIVED_MS // 1000 + 60} | claims)
+
+    @pytest.mark.parametrize("value", [document(), None, b'{"op": "delete"}'])
+    async def test_a_document_and_a_deletion_come_in_with_a_token_that_was_good_when_they_were_sent(
+        self, guarded: Chunker, issuer: Issuer, value: bytes | None
+    ) -> None:
+        [batch] = batches(await guarded.work([self.sent(guarded, value, self.token(issuer))]))
+        assert batch.key == KEY
+
+    @pytest.mark.parametrize("value", [document(), None, b'{"op": "delete"}'])
+    @pytest.mark.parametrize(
+        ("claims", "code"),
+        [
+            (None, "unauthorized"),
+            ({"exp": ARRIVED_MS // 1000 - 60}, "unauthorized"),
+            ({"aud": "other"}, "unauthorized"),
+            ({"tenant": "acme"}, "forbidden"),
+            ({"scope": "headrace.query"}, "forbidden"),
+        ],
+    )
+    async def test_without_a_good_token_it_is_poison_and_nothing_is_noted(
+        self,
+        guarded: Chunker,
+        manifests: RacedManifestStore,
+        issuer: Issuer,
+        value: bytes | None,
+        claims: dict[str, object] | None,
+        code: str,
+    ) -> None:
+        tokens = [] if claims is None else [self.token(issuer, **claims)]
+        with pytest.raises(Poison) as refused:
+            await guarded.work([self.sent(guarded, value, *tokens)])
+        assert refused.value.code == code
+        assert manifests.stored == {}
+
+    async def test_two_tokens_are_none(self, guarded: Chunker, issuer: Issuer) -> None:
+        with pytest.raises(Poison, match="more than one"):
+            await guarded.work([self.sent(guarded, document(), self.token(issuer), self.token(issuer, jti="2"))])
+
+    async def test_a_batch_with_a_stranger_in_it_is_not_cut_at_all(
+        self, guarded: Chunker, manifests: RacedManifestStore, issuer: Issuer
+    ) -> None:
+        good = self.sent(guarded, document(), self.token(issuer))
+        with pytest.raises(Poison):
+            await guarded.work([good, self.sent(guarded, document(), offset=1)])
+        assert manifests.reads == 0
+
+    async def test_a_key_server_that_is_away_is_waited_for(self, guarded: Chunker, issuer: Issuer) -> None:
+        issuer.away = True
+        came = self.sent(guarded, document(), self.token(issuer))
+        with pytest.raises(Transient, match="jwks"):
+            await guarded.work([came])
+
+    async def test_no_token_travels_on(self, guarded: Chunker, issuer: Issuer) -> None:
+        token = self.token(issuer)
+        outgoing = list(await guarded.work([self.sent(guarded, document(), token)]))
+        assert [one.headers for one in outgoing] == [()]
+        assert not any(token.split()[1] in (one.value or b"") for one in outgoing)
+
+    async def test_what_kafka_has_can_be_rebuilt_without_a_token(
+        self, guarded: Chunker, manifests: RacedManifestStore, issuer: Issuer
+    ) -> None:
+        admitted = self.sent(guarded, document(), self.token(issuer))
+        first = batches(await guarded.work([admitted]))
+        intake = manifests.stored[KEY].manifest.intake
+        assert intake is not None
+        bare = replace(admitted.record, headers=())
+        assert batches(guarded.redelivered(bare, intake) or ()) == first
+        manifests.stored.clear()
+        assert batches(guarded.redelivered(bare, None) or ()) == first
+
+
 class WideEncoder(FakeEncoder):
     identity = EncoderIdentity(name="test/wide", dimension=4096, normalised=True)
 
-    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
+    def encode(self, texts: Sequence[str], *, contexts: Sequence[str] | None = None, truncate: bool = False) -> Vectors:
         return np.zeros((len(texts), 4096), dtype=np.float32)
 
 

@@ -1,9 +1,10 @@
 import io
 
+import msgspec
 from rich.console import Console
 
 from headrace.cli.answers import print_answer, quote
-from schemas import Answer, AnswerError, AnswerText, Citation, Hit
+from schemas import Answer, AnswerError, AnswerText, Citation, Explanation, Highlight, Hit, HitScores
 
 TEXT = "Hepcidin was first discovered in human urine. It is made by the liver."
 HIT = Hit(
@@ -65,3 +66,20 @@ def test_a_quote_of_a_passage_that_is_no_slice_is_the_whole_passage() -> None:
     html = Hit(**{**{name: getattr(HIT, name) for name in HIT.__struct_fields__}, "end": HIT.end + 50})
     assert quote(CITATION, html) == TEXT
     assert quote(CITATION, HIT) == "Hepcidin was first discovered in human urine."
+
+
+def test_a_long_hit_is_shown_where_the_questions_words_are() -> None:
+    text = "Before. " * 100 + "The sluice opens at six." + " After." * 100
+    at = text.index("sluice")
+    hit = msgspec.structs.replace(
+        HIT, text=text, end=HIT.start + len(text), highlights=[Highlight(start=at, end=at + 6)]
+    )
+    assert "The sluice opens at six." in " ".join(shown(Answer(hits=[hit])).split())
+    without = msgspec.structs.replace(hit, highlights=[])
+    assert "sluice" not in shown(Answer(hits=[without]))
+
+
+def test_an_explanation_has_every_step_that_saw_the_hit() -> None:
+    said = Explanation(dense_rank=3, dense=0.5, fused=0.25, fused_rank=2)
+    hit = msgspec.structs.replace(HIT, scores=HitScores(dense=0.7), explanation=said)
+    assert shown(Answer(hits=[hit])).endswith("vectors 3. 0.700 (as 0.500) · fused 2. 0.250")

@@ -22,6 +22,7 @@ COMMANDS = [
     "demo",
     "document",
     "down",
+    "evaluate",
     "publish",
     "schema",
     "status",

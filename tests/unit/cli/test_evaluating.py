@@ -1,0 +1,160 @@
+"""What counts as an answer, and what is asked again."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from headrace.cli import evaluating
+from headrace.cli.evaluating import Interview, chunkings_to_try, scratch_tenant, tune
+from headrace.errors import HeadraceError, Transient
+from headrace.evaluation import Dataset, Question, RetrievalSetting, Span
+from schemas import Answer, AnswerError, Chunking, Hit, Query
+from schemas.key import check_tenant
+
+QUESTIONS = [Question(id=str(number), text=f"question {number}", relevant={"a": 1}) for number in range(3)]
+PLAIN = RetrievalSetting(name="plain")
+RATE_LIMITED = Answer(error=AnswerError(code="rate_limited", message="slow down", retry_after_ms=10))
+
+
+def hit(doc_id: str, rank: int = 1) -> Hit:
+    return Hit(rank=rank, score=1, doc_id=doc_id, chunk_id="c", ordinal=0, version=1, text="x y", start=0, end=3)
+
+
+GOOD = Answer(hits=[hit("z"), hit("a", 2)])
+
+
+class Replies:
+    """Answers as a function of the query and of how often it came."""
+
+    def __init__(self, reply: Callable[[Query, int], Answer | None]) -> None:
+        self._reply = reply
+        self.asked: list[Query] = []
+
+    def ask_many(self, queries: Sequence[Query], **_: Any) -> list[Answer | None]:
+        self.asked += queries
+        return [self._reply(query, self.asked.count(query)) for query in queries]
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluating.time, "sleep", lambda _: None)
+
+
+def interview(replies: Replies) -> Interview:
+    return Interview(asker=replies, tenant="t", in_flight=4, timeout_s=1, show=lambda *_: None)  # type: ignore[arg-type]
+
+
+def test_documents_are_asked_for_one_passage_each() -> None:
+    replies = Replies(lambda *_: GOOD)
+    report = interview(replies).measure(PLAIN, QUESTIONS)
+    assert report.measures["MRR@10"].interval.mean == 0.5
+    assert [(query.query, query.top_k, query.max_per_document) for query in replies.asked] == [
+        (f"question {number}", 100, 1) for number in range(3)
+    ]
+
+
+def test_evidence_is_looked_for_in_passages_as_a_reader_gets_them() -> None:
+    located = [Question(id="e", text="where?", evidence=[Span(doc_id="a", start=0, end=3)])]
+    replies = Replies(lambda *_: GOOD)
+    report = interview(replies).measure(PLAIN, located)
+    assert (report.measures["evidence@1"].interval.mean, report.measures["evidence@3"].interval.mean) == (0, 1)
+    assert [query.max_per_document for query in replies.asked] == [None]
+
+
+@pytest.mark.parametrize("passing", [None, RATE_LIMITED, Answer(hits=[hit("z")], degraded=["milvus"])])
+def test_what_passes_is_asked_again_and_leaves_no_trace(passing: Answer | None) -> None:
+    replies = Replies(lambda query, times: passing if query.query == "question 1" and times == 1 else GOOD)
+    report = interview(replies).measure(PLAIN, QUESTIONS)
+    assert report.measures["nDCG@10"].values.keys() == {"0", "1", "2"}
+    assert len(set(report.measures["nDCG@10"].values.values())) == 1
+    assert len(replies.asked) == 4
+
+
+def test_a_rate_that_lets_a_question_through_now_and_then_is_waited_for() -> None:
+    many = [Question(id=str(number), text=f"question {number}", relevant={"a": 1}) for number in range(8)]
+    answered: set[str] = set()
+
+    def one_a_round(query: Query, times: int) -> Answer:
+        if len(answered) < times:
+            answered.add(query.query)
+            return GOOD
+        return RATE_LIMITED
+
+    report = interview(Replies(one_a_round)).measure(PLAIN, many)
+    assert report.measures["nDCG@10"].questions == 8
+
+
+@pytest.mark.parametrize(
+    ("lasting", "said"),
+    [
+        (RATE_LIMITED, "plain: 1 of 3 questions .* 1 x rate_limited: slow down"),
+        (Answer(degraded=["opensearch"]), "1 x answered without opensearch"),
+        (None, "1 x no reply in time"),
+        (Answer(error=AnswerError(code="bad_request", message="no such thing")), "1 x bad_request: no such thing"),
+    ],
+)
+def test_what_lasts_ends_the_run_and_says_why(lasting: Answer | None, said: str) -> None:
+    replies = Replies(lambda query, _: lasting if query.query == "question 1" else GOOD)
+    with pytest.raises(HeadraceError, match=said):
+        interview(replies).measure(PLAIN, QUESTIONS)
+
+
+def test_nobody_answering_is_a_server_that_is_away() -> None:
+    with pytest.raises(Transient, match="no question of 3 was answered"):
+        interview(Replies(lambda *_: None)).measure(PLAIN, QUESTIONS)
+
+
+def test_without_a_reranker_nothing_is_asked_twice() -> None:
+    replies = Replies(lambda *_: Answer(hits=[hit("a")], degraded=["rerank"]))
+    with pytest.raises(HeadraceError, match="HEADRACE_RERANK__ENABLED"):
+        interview(replies).measure(PLAIN.reranked(), QUESTIONS)
+    assert len(replies.asked) == 3
+
+
+def test_the_best_of_the_questions_to_tune_on_is_chosen() -> None:
+    wanted = Chunking(max_tokens=128, overlap_tokens=32)
+
+    def reply(chunking: Chunking) -> Callable[[Query, int], Answer]:
+        def answer(query: Query, _: int) -> Answer:
+            best = chunking == wanted and query.fusion is not None and query.fusion.alpha == 0.3
+            better = chunking == wanted
+            return Answer(hits=[hit("a")] if best else [hit("z"), hit("a", 2)] if better else [hit("z")])
+
+        return answer
+
+    tuned = tune(lambda chunking: interview(Replies(reply(chunking))), QUESTIONS, [Chunking(), wanted])
+    assert (tuned.measure, tuned.chunking, tuned.setting.name, tuned.passages) == (
+        "nDCG@10",
+        wanted,
+        "convex 0.3",
+        None,
+    )
+
+
+def test_the_fewest_passages_that_have_nearly_all_answers_are_enough() -> None:
+    located = [Question(id="e", text="where?", evidence=[Span(doc_id="a", start=0, end=3)])]
+    hits = Answer(hits=[hit("z"), hit("z", 2), hit("a", 3)])
+    tuned = tune(lambda _: interview(Replies(lambda *_: hits)), located, [Chunking()])
+    assert (tuned.measure, tuned.passages) == ("evidence@10", 3)
+
+
+def dataset(digest: str = "00") -> Dataset:
+    return Dataset(name="Sci Fact!", documents=lambda: iter(()), count=0, digest=digest, test=[], train=[])
+
+
+def test_a_scratch_tenant_is_of_these_documents_cut_and_embedded_so() -> None:
+    one = scratch_tenant(dataset(), Chunking(), "model")
+    assert check_tenant(one).startswith("eval-sci-fact-")
+    assert one == scratch_tenant(dataset(), Chunking(), "model")
+    others = [
+        scratch_tenant(dataset("01"), Chunking(), "model"),
+        scratch_tenant(dataset(), Chunking(max_tokens=128), "model"),
+        scratch_tenant(dataset(), Chunking(), "model+title"),
+    ]
+    assert len({one, *others}) == 4
+
+
+def test_only_chunks_that_the_encoder_reads_are_tried() -> None:
+    tried = chunkings_to_try(Chunking(max_tokens=192, overlap_tokens=0), 200)
+    assert [(one.max_tokens, one.overlap_tokens) for one in tried] == [(192, 0), (128, 32)]
