@@ -1,12 +1,12 @@
-"""Two ranked lists become one. Pure.
+"""Ranked lists become one: the two searchers' by fusion, and what a reranker says by a blend. Pure.
 
 A list is (chunk id, score) pairs, best first, each id once. What comes out is sorted by the fused score, highest first;
-equal scores are ordered by id, so the same lists always give the same order. A chunk that is missing from a list gets 0
-from it.
+equal scores are ordered by id, so the same lists always give the same order.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from schemas import Fusion
 
@@ -16,56 +16,104 @@ RRF_K = 60
 """Of Cormack, Clarke and Büttcher, who found results to change little around it."""
 
 
-def fuse(dense: Ranked | None, bm25: Ranked | None, fusion: Fusion) -> list[tuple[str, float]]:
+class Shares(NamedTuple):
+    """What a list's scores are worth in a fusion, by chunk, and what it is worth to be missing from the list."""
+
+    found: Mapping[str, float]
+    missing: float = 0.0
+
+    def of(self, chunk: str) -> float:
+        return self.found.get(chunk, self.missing)
+
+
+class Fused(NamedTuple):
+    """Both lists as one, and the shares that it was made of."""
+
+    ranked: list[tuple[str, float]]
+    dense: Shares
+    bm25: Shares
+
+
+def fuse(dense: Ranked | None, bm25: Ranked | None, fusion: Fusion) -> Fused:
     """As the query asks for it. None is a searcher that could not answer: the other one then has all the weight.
 
     Without that, a query with `alpha` 0 would get the dense list in the order of its ids while OpenSearch is away.
     """
     if fusion.method == "rrf":
-        return reciprocal_rank(dense or (), bm25 or ())
+        shares = Shares(reciprocal_ranks(dense or ())), Shares(reciprocal_ranks(bm25 or ()))
+        return _weighed(*shares, dense_weight=1.0, bm25_weight=1.0)
+    normalise = z_score if fusion.method == "zscore" else min_max
     alpha = 1.0 if bm25 is None else 0.0 if dense is None else fusion.alpha
-    return convex(dense or (), bm25 or (), alpha=alpha)
+    return _weighed(normalise(dense or ()), normalise(bm25 or ()), dense_weight=alpha, bm25_weight=1 - alpha)
 
 
-def convex(dense: Ranked, bm25: Ranked, *, alpha: float = 0.5) -> list[tuple[str, float]]:
-    """`alpha * minmax(dense) + (1 - alpha) * minmax(bm25)`, in 0..1.
+def min_max(ranked: Ranked) -> Shares:
+    """Scores stretched to 0..1, as Bruch, Gai and Ingber do ("An Analysis of Fusion Functions for Hybrid Retrieval",
+    ACM TOIS 2023), who find the convex combination of such scores ahead of RRF.
 
-    Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval" (ACM TOIS 2023), which finds it ahead
-    of RRF.
+    Where all are equal, or there is only one, each is 1: a chunk that was not found has the 0.
     """
-    dense_share, bm25_share = min_max(dense), min_max(bm25)
-    return _ordered(
-        {
-            chunk: alpha * dense_share.get(chunk, 0.0) + (1 - alpha) * bm25_share.get(chunk, 0.0)
-            for chunk in dense_share | bm25_share
-        }
-    )
+    if not ranked:
+        return Shares({})
+    low, high = _range(ranked)
+    if high == low:
+        return Shares(dict.fromkeys((chunk for chunk, _ in ranked), 1.0))
+    return Shares({chunk: (score - low) / (high - low) for chunk, score in ranked})
 
 
-def reciprocal_rank(dense: Ranked, bm25: Ranked, *, k: int = RRF_K) -> list[tuple[str, float]]:
-    """The sum of `1 / (k + rank)` over the lists, ranks from 1.
+def z_score(ranked: Ranked) -> Shares:
+    """Scores moved to a mean of 0 and stretched to a standard deviation of 1: Montague and Aslam, "Relevance Score
+    Normalization for Metasearch" (CIKM 2001), where it is called ZMUV.
+
+    A chunk that is missing is worth what the list's last one is, as with `min_max`: 0 would be the mean, and put it
+    before half of what was found. Where all scores are equal, or there is only one, each is 0 and a missing one -1.
+    """
+    if not ranked:
+        return Shares({})
+    low, high = _range(ranked)
+    mean = math.fsum(score for _, score in ranked) / len(ranked)
+    deviation = math.sqrt(math.fsum((score - mean) ** 2 for _, score in ranked) / len(ranked))
+    if high == low or deviation == 0:  # Squares of tiny distances can vanish.
+        return Shares(dict.fromkeys((chunk for chunk, _ in ranked), 0.0), missing=-1.0)
+    return Shares({chunk: (score - mean) / deviation for chunk, score in ranked}, missing=(low - mean) / deviation)
+
+
+def reciprocal_ranks(ranked: Ranked, *, k: int = RRF_K) -> dict[str, float]:
+    """`1 / (k + rank)`, ranks from 1; the sum over the lists is what counts.
 
     Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods"
     (SIGIR 2009).
     """
-    fused: dict[str, float] = {}
-    for ranked in (dense, bm25):
-        for rank, (chunk, _) in enumerate(ranked, start=1):
-            fused[chunk] = fused.get(chunk, 0.0) + 1 / (k + rank)
-    return _ordered(fused)
+    return {chunk: 1 / (k + rank) for rank, (chunk, _) in enumerate(ranked, start=1)}
 
 
-def min_max(ranked: Ranked) -> dict[str, float]:
-    """Scores stretched to 0..1. Where all are equal, or there is only one, each is 1:
-    a chunk that was not found has the 0.
+def blend(first: Ranked, reranked: Mapping[str, float], *, weight: float) -> list[tuple[str, float]]:
+    """`weight * minmax(reranked) + (1 - weight) * minmax(first)` over the chunks that were reranked, which are the best
+    of `first`; those behind them keep their order, with scores of at most 0.
+
+    So a reranker that is wrong, or reads another language than the documents', moves hits and doesn't replace them.
     """
-    if not ranked:
-        return {}
+    candidates = [(chunk, score) for chunk, score in first if chunk in reranked]
+    if not candidates:
+        return list(first)
+    by_first, by_reranker = min_max(candidates), min_max(list(reranked.items()))
+    blended = _ordered(
+        {chunk: weight * by_reranker.of(chunk) + (1 - weight) * by_first.of(chunk) for chunk, _ in candidates}
+    )
+    low, high = _range(candidates)
+    stretch = (1 - weight) / (high - low if high > low else 1.0)
+    return blended + [(chunk, stretch * (score - low)) for chunk, score in first if chunk not in reranked]
+
+
+def _weighed(dense: Shares, bm25: Shares, *, dense_weight: float, bm25_weight: float) -> Fused:
+    chunks = dense.found.keys() | bm25.found.keys()
+    fused = {chunk: dense_weight * dense.of(chunk) + bm25_weight * bm25.of(chunk) for chunk in chunks}
+    return Fused(_ordered(fused), dense, bm25)
+
+
+def _range(ranked: Ranked) -> tuple[float, float]:
     scores = [score for _, score in ranked]
-    low, high = min(scores), max(scores)
-    if high == low:
-        return dict.fromkeys((chunk for chunk, _ in ranked), 1.0)
-    return {chunk: (score - low) / (high - low) for chunk, score in ranked}
+    return min(scores), max(scores)
 
 
 def _ordered(fused: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -4,22 +4,25 @@ without the rest it raises.
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from headrace.encoders import Encoder
 from headrace.errors import Transient
-from headrace.retrieval.fusion import fuse
+from headrace.retrieval.fusion import blend, fuse
+from headrace.retrieval.hits import Ranking, chosen, explanations, make_hits
 from headrace.retrieval.live import keep_live, live_revisions
-from headrace.retrieval.settings import RetrievalSettings
-from headrace.stores.filters import Filters, parse_filters
+from headrace.retrieval.passages import neighbours, passage
+from headrace.retrieval.reranking import Reranking
+from headrace.retrieval.service import Service
+from headrace.stores.filters import Filters
 from headrace.stores.ports import Candidate, TextRow, TextStore, VectorStore
-from schemas import Hit, HitScores, Query
+from schemas import Fusion, Highlight, Hit, Manifest, Passage, Query
 
 T = TypeVar("T")
 Vector: TypeAlias = npt.NDArray[np.float32]
@@ -37,57 +40,16 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     timings_ms: dict[str, float] = {}
 
 
-class Retriever:
-    """Searches the live documents of one tenant at a time.
-    Holds no state, so any number of searches may run at once.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a search asks, shared by all searches. `live` is OpenSearch's too, read by id."""
 
-    def __init__(self, vectors: VectorStore, texts: TextStore, encoder: Encoder, settings: RetrievalSettings) -> None:
-        self._vectors = vectors
-        self._texts = texts
-        self._encoder = encoder
-        self._settings = settings
-
-    async def search(self, query: Query) -> Found:
-        """The best `top_k` live chunks.
-
-        Raises ValueError when a filter is not of the contract's form, and Transient when neither store answered or
-        nothing could be checked for being live: a chunk that may be of a superseded version is never shown.
-        """
-        [found] = await self.search_many([query])
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    async def search_many(self, queries: Sequence[Query]) -> list[Found | Exception]:
-        """Every query's hits, or what `search` would have raised, in the order given; all are embedded in one call.
-
-        One query's failure is its own. Only when the encoder fails, which no query is to blame for, does this raise.
-        """
-        started = time.perf_counter()
-        filters = [_parsed(query) for query in queries]
-        askable = [place for place, parsed in enumerate(filters) if isinstance(parsed, Filters)]
-        embedded = await asyncio.to_thread(self._encoder.encode_queries, [queries[place].query for place in askable])
-        embed_ms = _since(started)
-        vectors = dict(zip(askable, embedded, strict=True))
-        away: _Away = {}
-
-        async def one(place: int) -> Found:
-            parsed = filters[place]
-            if isinstance(parsed, ValueError):
-                raise parsed
-            search = _Search(queries[place], parsed, vectors[place], self._vectors, self._texts, away)
-            found = await search.run(max(self._settings.candidates, queries[place].top_k))
-            return msgspec.structs.replace(
-                found, timings_ms={"embed": embed_ms, **found.timings_ms, "total": _since(started)}
-            )
-
-        results = await asyncio.gather(*(one(place) for place in range(len(queries))), return_exceptions=True)
-        return [_not_cancelled(result) for result in results]
-
-
-_Away: TypeAlias = dict[tuple[str, str], Transient]
-"""What a step of a tenant's search has failed of."""
+    vectors: VectorStore
+    texts: TextStore
+    milvus: Service
+    opensearch: Service
+    live: Service
+    reranking: Reranking
 
 
 class _Page(NamedTuple):
@@ -96,41 +58,46 @@ class _Page(NamedTuple):
     dense: list[Candidate] | None
     bm25: list[Candidate] | None
     rows: dict[str, TextRow]
+    manifests: dict[str, Manifest]
     incomplete: bool
     """Asking again may bring more live chunks."""
 
 
-class _Search:
-    """One query on its way. `away` is shared by those that came together."""
+class Search:
+    """One query on its way."""
 
-    def __init__(
-        self,
-        query: Query,
-        filters: Filters,
-        vector: Vector,
-        vectors: VectorStore,
-        texts: TextStore,
-        away: "_Away",
-    ) -> None:
+    def __init__(self, query: Query, filters: Filters, vector: Vector, sources: Sources, fusion: Fusion) -> None:
+        """`fusion` is the deployment's."""
         self._query = query
         self._filters = filters
         self._vector = vector
-        self._vectors = vectors
-        self._texts = texts
-        self._away = away
+        self._sources = sources
+        self._fusion = query.fusion or fusion
+        self._reranks = sources.reranking.is_wanted(query.rerank)
         self._ms: defaultdict[str, float] = defaultdict(float)
+        self._lacks: set[str] = set()
 
-    async def run(self, limit: int) -> Found:
+    async def run(self, candidates: int) -> Found:
+        """`candidates` are asked of each store, or more where the query needs more."""
+        query = self._query
+        reranked = self._sources.reranking.candidates if self._reranks else 0
+        limit = max(candidates, query.top_k, reranked)
         page = await self._page(limit)
-        if page.incomplete and len(page.rows) < self._query.top_k:
-            # Rows of dead versions, or of a document that was replaced between the search and the read, stood where
-            # live ones belong. Once more and no oftener: a store full of dead rows must not make one query as dear as a
-            # hundred.
+        if page.incomplete and _room(page.rows, query.max_per_document) < query.top_k:
+            # Rows of dead versions, of a document that was replaced between the search and the read, or more of one
+            # document than may be shown, stood where others belong. Once more and no oftener: a store full of dead rows
+            # must not make one query as dear as a hundred.
             page = await self._page(limit * WIDER)
-        started = time.perf_counter()
-        hits = _hits(page, self._query)
-        self._ms["fuse"] += _since(started)
-        return Found(hits=hits, degraded=self._degraded(page), timings_ms=dict(self._ms))
+        self._lacks |= {name for name, found in (("milvus", page.dense), ("opensearch", page.bm25)) if found is None}
+        ranking = await self._ranked(page)
+        best = chosen(ranking.order, page.rows, top_k=query.top_k, max_per_document=query.max_per_document)
+        hits = make_hits(best, page.rows, ranking)
+        if query.explain:
+            explained = explanations(ranking)
+            hits = [msgspec.structs.replace(hit, explanation=explained[hit.chunk_id]) for hit in hits]
+        hits = await self._surrounded(hits, page)
+        degraded: list[str] = [name for name in ("milvus", "opensearch", "rerank") if name in self._lacks]
+        return Found(hits=hits, degraded=degraded, timings_ms=dict(self._ms))
 
     async def _page(self, limit: int) -> _Page:
         dense, bm25 = await self._ask(limit)
@@ -139,10 +106,11 @@ class _Search:
         lacking = {candidate.id for candidate in candidates} - rows.keys()
         doc_ids = {candidate.doc_id for candidate in candidates}
         revisions: dict[str, str] = {}
+        manifests: dict[str, Manifest] = {}
         if candidates:
-            tenant = self._query.tenant
+            sources, tenant = self._sources, self._query.tenant
             read, manifests = await self._timed(
-                "read", lambda: self._texts.read(tenant, sorted(lacking), sorted(doc_ids))
+                "read", sources.live.ask(lambda: sources.texts.read(tenant, sorted(lacking), sorted(doc_ids)))
             )
             rows |= read
             revisions = live_revisions(manifests)
@@ -153,16 +121,23 @@ class _Search:
             dense=_only(dense, live),
             bm25=_only(bm25, live),
             rows={chunk: rows[chunk] for chunk in live},
+            manifests=manifests,
             incomplete=full or not revisions.keys() <= seen,
         )
 
     async def _ask(self, limit: int) -> tuple[list[Candidate] | None, list[Candidate] | None]:
         """Both stores at once; None for one that is away, Transient when both are."""
-        query, filters, vector = self._query, self._filters, self._vector
+        sources, query, filters, vector = self._sources, self._query, self._filters, self._vector
         dense, bm25 = await asyncio.gather(
-            self._timed("milvus", lambda: self._vectors.search(query.tenant, vector, limit=limit, filters=filters)),
             self._timed(
-                "opensearch", lambda: self._texts.search(query.tenant, query.query, limit=limit, filters=filters)
+                "milvus",
+                sources.milvus.ask(lambda: sources.vectors.search(query.tenant, vector, limit=limit, filters=filters)),
+            ),
+            self._timed(
+                "opensearch",
+                sources.opensearch.ask(
+                    lambda: sources.texts.search(query.tenant, query.query, limit=limit, filters=filters)
+                ),
             ),
             return_exceptions=True,
         )
@@ -170,72 +145,97 @@ class _Search:
             raise dense
         return _unless_away(dense), _unless_away(bm25)
 
-    def _degraded(self, page: _Page) -> list[str]:
-        missing = {
-            "milvus": page.dense is None,
-            "opensearch": page.bm25 is None,
-            "rerank": self._query.rerank is True,  # there is no reranker yet
-        }
-        return [name for name, is_missing in missing.items() if is_missing]
+    async def _ranked(self, page: _Page) -> Ranking:
+        started = time.perf_counter()
+        fused = fuse(
+            None if page.dense is None else [(candidate.id, candidate.score) for candidate in page.dense],
+            None if page.bm25 is None else [(candidate.id, candidate.score) for candidate in page.bm25],
+            self._fusion,
+        )
+        self._ms["fuse"] += _since(started)
+        ranking = Ranking(order=fused.ranked, dense=page.dense, bm25=page.bm25, fused=fused)
+        if not self._reranks:
+            return ranking
+        reranking = self._sources.reranking
+        rows = [page.rows[chunk] for chunk, _ in fused.ranked[: reranking.candidates]]
+        try:
+            reranked = await self._timed("rerank", reranking.scores(self._query.query, rows))
+        except Transient:
+            self._lacks.add("rerank")
+            return ranking
+        order = blend(fused.ranked, reranked, weight=reranking.weight)
+        return msgspec.structs.replace(ranking, order=order, reranked=reranked)
 
-    async def _timed(self, step: str, call: Callable[[], T]) -> T:
+    async def _surrounded(self, hits: list[Hit], page: _Page) -> list[Hit]:
+        """With passages and highlights, as the query asks for them.
+
+        Hits are worth having without them, so OpenSearch failing here is only told of.
+        """
+        passages, highlights = await asyncio.gather(
+            self._unless_lacking(self._passages(hits, page)) if self._query.expand and hits else _nothing(),
+            self._unless_lacking(self._highlights(hits)) if self._query.highlight and hits else _nothing(),
+        )
+        return [
+            msgspec.structs.replace(
+                hit,
+                passage=passages.get(hit.chunk_id),
+                highlights=[Highlight(start=start, end=end) for start, end in highlights.get(hit.chunk_id, [])],
+            )
+            for hit in hits
+        ]
+
+    async def _passages(self, hits: list[Hit], page: _Page) -> dict[str, Passage]:
+        sources, tenant = self._sources, self._query.tenant
+        around = {
+            hit.chunk_id: neighbours(
+                hit.chunk_id, hit.ordinal, reach=self._query.expand, chunks=_chunks(page.manifests[hit.doc_id])
+            )
+            for hit in hits
+        }
+        rows = page.rows
+        lacking = {chunk for chunks in around.values() for chunk in chunks} - rows.keys()
+        if lacking:
+            read, _ = await self._timed(
+                "expand", sources.live.ask(lambda: sources.texts.read(tenant, sorted(lacking), []))
+            )
+            rows = rows | read
+        return {chunk: passage(chunk, chunks, rows) for chunk, chunks in around.items()}
+
+    async def _highlights(self, hits: list[Hit]) -> dict[str, list[tuple[int, int]]]:
+        sources, query = self._sources, self._query
+        chunks = [hit.chunk_id for hit in hits]
+        return await self._timed(
+            "highlight", sources.opensearch.ask(lambda: sources.texts.highlight(query.tenant, query.query, chunks))
+        )
+
+    async def _unless_lacking(self, step: Awaitable[dict[str, T]]) -> dict[str, T]:
+        try:
+            return await step
+        except Transient as exc:
+            self._lacks.add(exc.service)
+            return {}
+
+    async def _timed(self, step: str, answer: Awaitable[T]) -> T:
         started = time.perf_counter()
         try:
-            return await asyncio.to_thread(self._unless_known_away, step, call)
+            return await answer
         finally:
             self._ms[step] += _since(started)
 
-    def _unless_known_away(self, step: str, call: Callable[[], T]) -> T:
-        """Of queries that came together, the later ones don't wait for a time-out that others have run into."""
-        place = (self._query.tenant, step)
-        if place in self._away:
-            raise self._away[place]
-        try:
-            return call()
-        except Transient as exc:
-            self._away[place] = exc
-            raise
+
+async def _nothing() -> dict[str, T]:
+    return {}
 
 
-def _hits(page: _Page, query: Query) -> list[Hit]:
-    dense = {candidate.id: candidate.score for candidate in page.dense or ()}
-    bm25 = {candidate.id: candidate.score for candidate in page.bm25 or ()}
-    fused = fuse(
-        None if page.dense is None else list(dense.items()),
-        None if page.bm25 is None else list(bm25.items()),
-        query.fusion,
-    )
-    return [
-        _hit(page.rows[chunk], rank, score, HitScores(dense=dense.get(chunk), bm25=bm25.get(chunk)))
-        for rank, (chunk, score) in enumerate(fused[: query.top_k], start=1)
-    ]
+def _room(rows: Mapping[str, TextRow], max_per_document: int | None) -> int:
+    """How many of these chunks may be shown."""
+    if max_per_document is None:
+        return len(rows)
+    return sum(min(count, max_per_document) for count in Counter(row.doc_id for row in rows.values()).values())
 
 
-def _hit(row: TextRow, rank: int, score: float, scores: HitScores) -> Hit:
-    return Hit(
-        rank=rank,
-        score=score,
-        doc_id=row.doc_id,
-        chunk_id=row.id,
-        ordinal=row.ordinal,
-        version=row.version,
-        text=row.text,
-        start=row.start,
-        end=row.end,
-        title=row.attributes.title,
-        source=row.attributes.source,
-        source_confidence=row.attributes.source_confidence,
-        tags=row.attributes.tags,
-        metadata=row.attributes.metadata,
-        scores=scores,
-    )
-
-
-def _parsed(query: Query) -> Filters | ValueError:
-    try:
-        return parse_filters(query.filters)
-    except ValueError as exc:
-        return exc
+def _chunks(manifest: Manifest) -> int:
+    return manifest.live.chunks if manifest.live is not None else 0
 
 
 def _only(candidates: list[Candidate] | None, ids: set[str]) -> list[Candidate] | None:
@@ -248,12 +248,6 @@ def _unless_away(answer: list[Candidate] | BaseException) -> list[Candidate] | N
     if isinstance(answer, BaseException):
         raise answer
     return answer
-
-
-def _not_cancelled(result: Found | BaseException) -> Found | Exception:
-    if isinstance(result, Found | Exception):
-        return result
-    raise result
 
 
 def _since(started: float) -> float:

@@ -89,7 +89,7 @@ def manifest_indexes(connection: OpenSearchConnection, settings: StoreSettings) 
             "properties": {"live": {"properties": {"chunks": {"type": "long"}, "deleted": {"type": "boolean"}}}},
         },
     }
-    return TenantIndexes(connection, settings.prefix, "manifest", definition)
+    return TenantIndexes(connection, settings.prefix, "manifest", lambda _: definition)
 
 
 def _replacement(key: Key, stored: Stored) -> Action:

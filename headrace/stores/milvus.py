@@ -25,7 +25,7 @@ from headrace.calls import asking
 from headrace.errors import Misconfigured, Transient
 from headrace.stores.filters import Filters, milvus_expression, milvus_literal
 from headrace.stores.limits import SOURCE_MAX_BYTES, TAG_MAX_BYTES, TAGS_MAX, in_requests
-from headrace.stores.ports import Candidate, StoreCount, StoredRow, VectorRow
+from headrace.stores.ports import Candidate, StoreCount, StoredRow, TenantAway, VectorRow
 from headrace.stores.settings import MilvusSettings, StoreSettings
 from headrace.stores.terms import created_at_ms, metadata_values
 from schemas import Attributes, EncoderIdentity
@@ -396,7 +396,7 @@ class MilvusStore:
         return self._client
 
 
-class NotLoaded(Transient):
+class NotLoaded(TenantAway):
     """The collection is not served yet: it recovers, or somebody released it."""
 
 
@@ -534,4 +534,4 @@ def _tenant(prefix: str, name: str) -> str | None:
 
 
 def _said(encoder: EncoderIdentity) -> str:
-    return f"{encoder.name} ({encoder.dimension} dimensions, {'' if encoder.normalised else 'not '}normalised)"
+    return f"{encoder.recipe} ({encoder.dimension} dimensions, {'' if encoder.normalised else 'not '}normalised)"

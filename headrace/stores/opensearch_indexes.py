@@ -5,7 +5,7 @@ Rows are written through an alias, `<index>.write`, which is made with the index
 ours: not when two workers are first at once, and not when somebody dropped the index under us.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
@@ -73,6 +73,14 @@ class _Counted(msgspec.Struct, frozen=True):
     count: int
 
 
+class _Properties(msgspec.Struct, frozen=True):
+    properties: dict[str, dict[str, Any]]
+
+
+class _Mapped(msgspec.Struct, frozen=True):
+    mappings: _Properties
+
+
 class _PointInTime(msgspec.Struct, frozen=True):
     pit_id: str
 
@@ -120,8 +128,9 @@ class TenantIndexes:
         connection: OpenSearchConnection,
         prefix: str,
         kind: Literal["docs", "manifest"],
-        definition: dict[str, Any],
+        definition: Callable[[str], dict[str, Any]],
     ) -> None:
+        """`definition` gives the settings and mappings of a tenant's index when it is made."""
         self._connection = connection
         self._prefix = prefix
         self._suffix = f"_{kind}"
@@ -195,6 +204,16 @@ class TenantIndexes:
         path = f"/{self.name(tenant)}/_count"
         return self._connection.request("POST", path, _Counted, body=encode({"query": query}), params=params).count
 
+    def mappings(self, field: str) -> dict[str, dict[str, Any]]:
+        """How a field is mapped in each tenant's index; nothing for an index without it."""
+        # Not `_mapping/field`, which is "not found" while there is no index.
+        params = {"filter_path": f"*.mappings.properties.{field}"}
+        path = f"/{self._prefix}*{self._suffix}/_mapping"
+        found = self._connection.request("GET", path, dict[str, _Mapped], params=params)
+        mapped = {name: one.mappings.properties[field] for name, one in found.items()}
+        tenants = {name: name.removeprefix(self._prefix).removesuffix(self._suffix) for name in mapped}
+        return {tenant: mapped[name] for name, tenant in sorted(tenants.items()) if _is_tenant(tenant)}
+
     def tenants(self) -> list[str]:
         """Tenants that have an index, sorted."""
         params = {"format": "json", "h": "index", "expand_wildcards": "open"}
@@ -239,7 +258,7 @@ class TenantIndexes:
         return [outcome for item in reply.items for outcome in item.values()]
 
     def _make(self, tenant: str) -> None:
-        body = encode({**self._definition, "aliases": {self._alias(tenant): {}}})
+        body = encode({**self._definition(tenant), "aliases": {self._alias(tenant): {}}})
         try:
             self._connection.request("PUT", f"/{self.name(tenant)}", msgspec.Raw, body=body)
         except opensearchpy.RequestError as exc:

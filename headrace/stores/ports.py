@@ -11,8 +11,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from headrace.errors import Transient
 from headrace.stores.filters import Filters
 from schemas import Attributes, Key, Manifest
+
+
+class TenantAway(Transient):
+    """One tenant's rows can't be served now, while the server itself answers."""
 
 
 class VectorRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +125,13 @@ class TextStore(Protocol):
         self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str]
     ) -> tuple[dict[str, TextRow], dict[str, Manifest]]:
         """Rows by chunk id and manifests by doc_id, in one realtime multi-get; what isn't there is left out."""
+
+    def highlight(self, tenant: str, text: str, chunk_ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+        """Where words of `text`, in any form that a search takes for the same, stand in the rows' texts.
+
+        Character offsets (first, behind the last), in order and apart. Rows without any, and rows that no search can
+        find yet, are left out.
+        """
 
     def count(self, tenant: str) -> StoreCount:
         """Exact, after a refresh; meant for people and tests, not for the hot path."""

@@ -4,7 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from schemas.key import TENANT_PATTERN
+
 Seconds = Annotated[float, Field(gt=0)]
+Analyzer = Literal["english", "standard", "german", "french", "spanish", "italian", "portuguese", "cjk"]
 
 
 class MilvusSettings(BaseModel):
@@ -15,6 +18,7 @@ class MilvusSettings(BaseModel):
     """`user:password` or an API key."""
     timeout_s: Seconds = 30.0
     search_timeout_s: Seconds = 5.0
+    """How long one request of a search may take, and how long a query waits for its search in all."""
     index_type: Literal["auto", "HNSW", "FLAT"] = "auto"
     """Of collections that are made from now on. `auto` is HNSW, but FLAT, which searches every row, on Milvus before
     2.4: there a graph misses rows for good after a crash."""
@@ -29,9 +33,18 @@ class OpenSearchSettings(BaseModel):
     ca_certs: str | None = None
     timeout_s: Seconds = 30.0
     search_timeout_s: Seconds = 5.0
-    analyzer: Literal["english", "standard", "german", "french", "spanish", "italian", "portuguese", "cjk"] = "english"
+    """How long one request of a search may take, and how long a query waits for its search, and then for the live
+    check, in all."""
+    analyzer: Analyzer = "english"
+    """How texts and questions become words, in indexes that are made from now on.
+    An index keeps the analyzer that it was made with."""
+    analyzers: dict[Annotated[str, Field(pattern=f"^{TENANT_PATTERN}$")], Analyzer] = {}
+    """By tenant, for those that another analyzer suits; `{"acme": "german"}` in the environment."""
     replicas: Annotated[int, Field(ge=0)] = 0
     refresh_interval: str = "1s"
+
+    def analyzer_of(self, tenant: str) -> Analyzer:
+        return self.analyzers.get(tenant, self.analyzer)
 
 
 class StoreSettings(BaseModel):

@@ -146,6 +146,16 @@ class FakeTextStore(_Faulty):
             {doc_id: one.manifest for doc_id, one in stored.items() if one is not None},
         )
 
+    def highlight(self, tenant: str, text: str, chunk_ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+        self.check()
+        asked, rows = _words(text), self.indexes.get(tenant, {})
+        return {
+            chunk: spans
+            for chunk in chunk_ids
+            if chunk in rows
+            and (spans := [word.span() for word in re.finditer(r"\w+", rows[chunk].text) if word[0].lower() in asked])
+        }
+
     def count(self, tenant: str) -> StoreCount:
         self.check()
         rows = self.indexes.get(tenant, {})

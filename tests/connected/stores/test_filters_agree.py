@@ -1,5 +1,6 @@
 """Both stores let the same documents through as `Filters.matches` does, for every filter and value that the contract allows."""
 
+import operator
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -7,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, seed
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from headrace.stores import Filters, StoreSettings, TextRow, VectorRow, parse_filters
 from headrace.stores.milvus import MilvusStore
@@ -201,6 +205,100 @@ def test_opensearch_agrees(texts: OpenSearchTextStore, documents: dict[str, Attr
 def test_rows_come_back_as_they_were(texts: OpenSearchTextStore, documents: dict[str, Attributes]) -> None:
     found = texts.search(TENANT, "word", limit=1000, filters=Filters())
     assert {one.doc_id: one.row.attributes for one in found if one.row} == documents
+
+
+names = st.sampled_from([*KEYS, "all", "nowhere"])
+texts_asked = st.sampled_from(TEXTS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
+bounds_asked = st.sampled_from([text for text in TEXTS if len(text.encode()) <= 1000])
+numbers_asked = st.sampled_from(NUMBERS) | st.integers(-3, 12) | st.floats(-3, 12)
+scalars_asked = texts_asked | numbers_asked | st.booleans()
+below, above = st.sampled_from(["gte", "gt"]), st.sampled_from(["lte", "lt"])
+moments = st.sampled_from(
+    ["1970-01-01T00:00:00Z", "2026-05-17T12:30:15.123Z", "2026-05-17T14:30:15.124+02:00", "9999-01-01T00:00:00Z"]
+)
+
+
+def ranges(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    one_side = (
+        st.dictionaries(below, values, min_size=1, max_size=1),
+        st.dictionaries(above, values, min_size=1, max_size=1),
+    )
+    return st.one_of(*one_side, st.builds(operator.or_, *one_side))
+
+
+metadata_asked = scalars_asked | st.lists(scalars_asked, max_size=4) | ranges(numbers_asked) | ranges(bounds_asked)
+conditions_asked = st.one_of(
+    st.builds(lambda texts: {"tags": {"any": texts}}, st.lists(texts_asked, max_size=3)),
+    st.builds(lambda text: {"tags": {"all": [text, "shared"]}}, texts_asked),
+    st.builds(lambda place: {"doc_id": [f"value {place}", f"tag {place}", TEXTS[place]]}, st.integers(0, 21)),
+    st.builds(lambda text: {"source": text}, texts_asked.filter(bool)),
+    st.builds(
+        lambda bounds: {"created_at": bounds}, st.dictionaries(st.sampled_from(["gte", "lt"]), moments, min_size=1)
+    ),
+    st.builds(lambda condition: {"metadata.k": condition}, metadata_asked),
+    st.builds(lambda condition: {"metadata.k": condition}, metadata_asked),
+    st.builds(lambda key, condition: {f"metadata.{key}": condition}, names, st.just("v") | ranges(st.just("v"))),
+)
+filters_asked = st.lists(conditions_asked, min_size=1, max_size=2).map(lambda asked: asked[0] | asked[-1])
+
+
+@pytest.mark.parametrize("store", ["vectors", "texts"])
+@seed(5)
+@hypothesis_settings(
+    max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(raw=filters_asked)
+def test_any_filter_lets_through_what_the_contract_says(
+    request: pytest.FixtureRequest, store: str, documents: dict[str, Attributes], raw: dict[str, Any]
+) -> None:
+    found_by = {"vectors": _by_vector, "texts": _by_text}[store]
+    found = found_by(request.getfixturevalue(store), parse_filters(raw))
+    assert found == {doc_id for doc_id, attributes in documents.items() if passes(raw, doc_id, attributes)}
+
+
+def passes(raw: dict[str, Any], doc_id: str, attributes: Attributes) -> bool:
+    """The contract's table of filters, read word by word."""
+    return all(_holds(name, condition, doc_id, attributes) for name, condition in raw.items())
+
+
+def _holds(name: str, condition: Any, doc_id: str, attributes: Attributes) -> bool:
+    match name:
+        case "tags":
+            tags = set(attributes.tags)
+            return set(condition.get("all", [])) <= tags and (
+                "any" not in condition or bool(tags & set(condition["any"]))
+            )
+        case "doc_id":
+            return doc_id in condition
+        case "source":
+            return attributes.source == condition
+        case "created_at":
+            held: Any = _milliseconds(attributes.created_at)
+            return _within(
+                held, {bound: _milliseconds(datetime.fromisoformat(text)) for bound, text in condition.items()}
+            )
+    key = name.removeprefix("metadata.")
+    if key not in attributes.metadata:
+        return False
+    held = attributes.metadata[key]
+    if isinstance(condition, dict):
+        kinds = {isinstance(bound, str) for bound in condition.values()}
+        return not isinstance(held, bool | list) and {isinstance(held, str)} == kinds and _within(held, condition)
+    asked = condition if isinstance(condition, list) else [condition]
+    return any(
+        one == value and isinstance(one, bool) == isinstance(value, bool)
+        for one in (held if isinstance(held, list) else [held])
+        for value in asked
+    )
+
+
+def _within(held: Any, bounds: dict[str, Any]) -> bool:
+    signs = {"gte": operator.ge, "gt": operator.gt, "lte": operator.le, "lt": operator.lt}
+    return all(signs[name](held, bound) for name, bound in bounds.items())
+
+
+def _milliseconds(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
 
 
 def _disagreement(

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import opensearchpy
 import pytest
+import structlog
 from pymilvus import MilvusClient
 
 from headrace.errors import Misconfigured, Transient
@@ -300,6 +301,19 @@ class TestTextStore:
         assert [found.id for found in only] == ["t-1"]
         assert texts.search(tenant, "nowhere", limit=10, filters=Filters()) == []
 
+    def test_highlights_are_where_the_questions_words_stand(self, texts: TextStore, tenant: str) -> None:
+        rows = [
+            text_row("t-0", text="😀 Water <b>drives</b> the wheel, water!"),
+            text_row("t-1", text="no such word"),
+            text_row("t-2", text="water that nobody asks for"),
+        ]
+        texts.upsert(tenant, rows)
+        texts.make_searchable(tenant)
+        found = texts.highlight(tenant, "which WATER drives turbines?", ["t-0", "t-1", "absent"])
+        assert list(found) == ["t-0"]
+        assert [rows[0].text[start:end] for start, end in found["t-0"]] == ["Water", "drives", "water"]
+        assert texts.highlight("nobody", "water", ["t-0"]) == {}
+
     def test_rows_made_searchable_are_found_at_once(self, texts: TextStore, tenant: str) -> None:
         for count in (1, 2, 3):
             texts.upsert(tenant, [text_row(f"t-{count}", text="water")])
@@ -411,6 +425,45 @@ class TestOpenSearch:
             client.index(index=f"{settings.prefix}{tenant}_docs", id="by-hand", body={"note": "x"})
         assert {(row.id, row.doc_id) for page in store.rows(tenant) for row in page} == {("r-0", "d"), ("by-hand", "")}
 
+    def test_highlights_are_the_analyzers_own(self, settings: StoreSettings, tenant: str) -> None:
+        store = OpenSearchTextStore(settings)
+        row = text_row("t-0", text="The turbines are turning; a turbine turned it. " * 40)
+        store.upsert(tenant, [row])
+        store.make_searchable(tenant)
+        found = store.highlight(tenant, "the TURBINE turns", ["t-0"])["t-0"]
+        assert [row.text[start:end] for start, end in found] == ["turbines", "turning", "turbine", "turned"] * 40
+        assert found == sorted(found)
+
+    @pytest.mark.parametrize("question", ["the", "?!", "\x00", "word " * 5000, "a AND (b OR", "*"])
+    def test_any_question_can_be_highlighted(self, settings: StoreSettings, tenant: str, question: str) -> None:
+        store = OpenSearchTextStore(settings)
+        store.upsert(tenant, [text_row("t-0", text="turbine")])
+        store.make_searchable(tenant)
+        assert store.highlight(tenant, question, ["t-0"]) == {}
+
+    def test_a_tenant_may_have_an_analyzer_of_its_own(self, settings: StoreSettings, tenant: str) -> None:
+        store = OpenSearchTextStore(analysed(settings, tenant, "german"))
+        for place in (tenant, f"{tenant}-b"):
+            store.upsert(place, [text_row("t-0", text="Die Mühlen drehen sich")])
+            store.make_searchable(place)
+        assert [
+            len(store.search(place, "eine Mühle", limit=5, filters=Filters())) for place in (tenant, f"{tenant}-b")
+        ] == [1, 0]
+        assert store.highlight(tenant, "eine Mühle", ["t-0"]) == {"t-0": [(4, 10)]}
+
+    def test_an_index_keeps_its_analyzer_and_that_is_told(self, settings: StoreSettings, tenant: str) -> None:
+        german = OpenSearchTextStore(analysed(settings, tenant, "german"))
+        german.upsert(tenant, [text_row("t-0", text="Die Mühlen drehen sich")])
+        german.make_searchable(tenant)
+        french = OpenSearchTextStore(analysed(settings, tenant, "french"))
+        for store, told in ((german, []), (french, [("german", "french")])):
+            with structlog.testing.capture_logs() as logged:
+                store.check()
+            ours = [line for line in logged if line.get("index") == f"{settings.prefix}{tenant}_docs"]
+            assert [(line["analyzer"], line["set"]) for line in ours] == told
+            assert {line["event"] for line in ours} <= {"index_keeps_its_analyzer"}
+        assert len(french.search(tenant, "eine Mühle", limit=5, filters=Filters())) == 1
+
     def test_two_workers_that_are_first_at_once(self, settings: StoreSettings, tenant: str) -> None:
         stores = [OpenSearchTextStore(settings) for _ in range(4)]
         with ThreadPoolExecutor(4) as threads:
@@ -495,6 +548,11 @@ class TestManifestStore:
     def test_nothing_read_and_nothing_written(self, manifests: ManifestStore) -> None:
         assert manifests.read([]) == {}
         assert manifests.write({}) == set()
+
+
+def analysed(settings: StoreSettings, tenant: str, analyzer: str) -> StoreSettings:
+    opensearch = settings.opensearch.model_copy(update={"analyzers": {tenant: analyzer}})
+    return settings.model_copy(update={"opensearch": opensearch})
 
 
 def toward(direction: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

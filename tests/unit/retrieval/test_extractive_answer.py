@@ -142,4 +142,6 @@ def test_a_marker_that_a_sentence_brings_along_is_not_used_again() -> None:
 
 @pytest.mark.parametrize("hits", [[], [hit("")], [hit(" \n ")], [hit("— * —")]])
 def test_without_anything_to_say_the_answer_says_so_and_cites_nothing(hits: list[Hit]) -> None:
-    assert answer("What?", *hits) == AnswerText(text="Nothing relevant was found.", citations=[], model="extractive")
+    assert answer("What?", *hits) == AnswerText(
+        text="Nothing relevant was found.", citations=[], model="extractive", known=False
+    )

@@ -1,23 +1,28 @@
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from headrace.encoders import Vectors
 from headrace.errors import Misconfigured, Transient
-from headrace.retrieval import Found, Retriever
+from headrace.rerank import RerankSettings
+from headrace.retrieval import DeadlineExceeded, Found, Retriever
 from headrace.retrieval.settings import RetrievalSettings
 from headrace.stores.filters import Filters
 from headrace.stores.ports import Candidate, StoreCount, TextRow, VectorRow
 from schemas import (
     Attributes,
     EncoderIdentity,
+    Explanation,
     Fusion,
+    Highlight,
     HitScores,
     Key,
     Live,
@@ -51,9 +56,9 @@ def row(doc_id: str, version: int = 1, ordinal: int = 0, **attributes: Any) -> T
     )
 
 
-def live(doc_id: str, version: int = 1, *, deleted: bool = False) -> Manifest:
+def live(doc_id: str, version: int = 1, *, deleted: bool = False, chunks: int = 1) -> Manifest:
     return Manifest(
-        tenant=TENANT, doc_id=doc_id, live=Live(revision=revision(version), chunks=1, at=NOW, deleted=deleted)
+        tenant=TENANT, doc_id=doc_id, live=Live(revision=revision(version), chunks=chunks, at=NOW, deleted=deleted)
     )
 
 
@@ -117,11 +122,19 @@ class FakeTextStore(FakeStore):
         self.rows: dict[str, TextRow] = {}
         self.reads: list[tuple[list[str], list[str]]] = []
         self.read_away: Exception | None = None
+        self.highlighted: list[tuple[str, list[str]]] = []
+        self.highlight_away: Exception | None = None
 
     def upsert(self, tenant: str, rows: Sequence[TextRow]) -> None: ...
 
     def search(self, tenant: str, text: str, *, limit: int, filters: Filters) -> list[Candidate]:
         return self.found(tenant, limit, with_row=True)
+
+    def highlight(self, tenant: str, text: str, chunk_ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+        self.highlighted.append((text, list(chunk_ids)))
+        if self.highlight_away:
+            raise self.highlight_away
+        return {chunk: [(0, 1)] for chunk in chunk_ids[:1]}
 
     def read(
         self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str]
@@ -135,6 +148,27 @@ class FakeTextStore(FakeStore):
         )
 
 
+class FakeReranker:
+    """Likes what `liked` says, and the others not. `away` is raised instead."""
+
+    def __init__(self) -> None:
+        self.liked: dict[str, float] = {}
+        self.pairs: list[tuple[str, str]] = []
+        self.away: Exception | None = None
+        self.hang: threading.Event | None = None
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        self.pairs += pairs
+        if self.hang is not None:
+            self.hang.wait(10)
+        if self.away:
+            raise self.away
+        return np.array([self.liked.get(passage, 0.0) for _, passage in pairs], dtype=np.float32)
+
+
+RERANK = RerankSettings(enabled=True, candidates=2, weight=0.6)
+
+
 class World:
     """Two stores that hold these rows, and the manifests of their documents."""
 
@@ -144,10 +178,27 @@ class World:
         self.opensearch.rows = {one.id: one for one in [*dense, *bm25]}
         self.opensearch.manifests = {one.doc_id: one for one in manifests}
         self.encoder = FakeEncoder()
-        self.retriever = Retriever(self.milvus, self.opensearch, self.encoder, RetrievalSettings(candidates=4))
+        self.reranker = FakeReranker()
+        self.retriever = self.made()
+
+    def made(self, *, reranker: bool = False, rerank: RerankSettings = RERANK, **settings: Any) -> Retriever:
+        return Retriever(
+            self.milvus,
+            self.opensearch,
+            self.encoder,
+            RetrievalSettings(**{"candidates": 4, "breaker_reset_s": 0.05} | settings),
+            reranker=self.reranker if reranker else None,
+            rerank=rerank,
+        )
 
     async def search(self, **query: Any) -> Found:
-        return await self.retriever.search(Query(**{"query": "?", "tenant": TENANT, "top_k": 2, **query}))
+        [found] = await self.retriever.search_many([Query(**{"query": "?", "tenant": TENANT, "top_k": 2, **query})])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def order(self, **query: Any) -> list[tuple[str, int]]:
+        return [(hit.doc_id, hit.ordinal) for hit in (await self.search(**query)).hits]
 
     async def documents(self, **query: Any) -> list[tuple[str, int]]:
         return [(hit.doc_id, hit.version) for hit in (await self.search(**query)).hits]
@@ -359,4 +410,257 @@ async def test_of_queries_that_come_together_the_later_ones_do_not_wait_for_a_st
     assert [one.degraded for one in found if isinstance(one, Found)] == [["milvus"]] * 200
     assert len(here.milvus.limits) < 100
     here.milvus.away = None
+    await asyncio.sleep(0.06)
     assert (await here.search()).degraded == []
+
+
+@pytest.mark.parametrize("service", ["milvus", "opensearch"])
+async def test_a_store_that_is_not_asked_any_more_is_missing_like_one_that_is_away(service: str) -> None:
+    here = world()
+    here.retriever = here.made(breaker_failures=2, breaker_reset_s=3600)
+    store = here.milvus if service == "milvus" else here.opensearch
+    store.away = away(service)
+    before = [await here.search() for _ in range(2)]
+    asked = len(store.limits)
+    after = await here.search()
+    assert len(store.limits) == asked
+    assert [one.degraded for one in [*before, after]] == [[service]] * 3
+    assert after.hits == before[0].hits
+
+
+async def test_when_neither_store_nor_the_live_check_is_asked_any_more_there_is_no_answer() -> None:
+    for part in ("stores", "check"):
+        here = world()
+        here.retriever = here.made(breaker_failures=1, breaker_reset_s=3600)
+        if part == "stores":
+            here.milvus.away, here.opensearch.away = away("milvus"), away("opensearch")
+        else:
+            here.opensearch.read_away = away("opensearch")
+        for _ in range(2):
+            with pytest.raises(Transient) as raised:
+                await here.search()
+            assert raised.value.service in {"milvus", "opensearch"}
+        assert (len(here.milvus.limits), len(here.opensearch.reads)) in {(1, 0), (2, 1)}
+
+
+async def test_the_deployment_chooses_the_fusion_for_queries_that_do_not_say() -> None:
+    here = world()
+    here.retriever = here.made(fusion="rrf")
+    assert (await here.search()).hits[0].score == 1 / 61 + 1 / 62
+    assert (await here.search(fusion=Fusion(method="convex"))).hits[0].score == 0.5
+    here.retriever = here.made(alpha=1.0)
+    assert (await here.search()).hits[0].doc_id == "a"
+
+
+async def test_a_reranker_moves_what_it_likes_and_does_not_replace_the_first_stage() -> None:
+    here = world()
+    here.retriever = here.made(reranker=True)
+    first = await here.search(top_k=2, rerank=False, fusion=Fusion(alpha=0.6))
+    here.reranker.liked = {first.hits[1].text: 5.0}
+    found = await here.search(top_k=2, fusion=Fusion(alpha=0.6))
+    assert [hit.doc_id for hit in found.hits] == [hit.doc_id for hit in first.hits][::-1]
+    assert [hit.scores.rerank for hit in found.hits] == [5.0, 0.0]
+    assert [hit.score for hit in found.hits] == [pytest.approx(0.6), pytest.approx(0.4)]
+    assert "rerank" in found.timings_ms
+
+
+async def test_the_reranker_reads_the_question_and_the_title_with_the_passage() -> None:
+    here = world()
+    here.retriever = here.made(reranker=True)
+    await here.search(query="why?", top_k=3)
+    assert ("why?", f"A title\n{A.text}") in here.reranker.pairs
+    assert ("why?", B.text) in here.reranker.pairs
+
+
+@pytest.mark.parametrize(("asked", "by_default", "reranked"), [(None, True, True), (None, False, False), (True, False, True), (False, True, False)])  # fmt: skip
+async def test_the_query_decides_on_reranking_and_else_the_deployment(
+    asked: bool | None, by_default: bool, reranked: bool
+) -> None:
+    here = world()
+    here.retriever = here.made(reranker=True, rerank=RERANK.model_copy(update={"by_default": by_default}))
+    found = await here.search(rerank=asked)
+    assert (bool(here.reranker.pairs), found.degraded) == (reranked, [])
+
+
+async def test_hits_come_without_a_reranker_that_fails_and_say_so() -> None:
+    here = world()
+    here.retriever = here.made(reranker=True, breaker_failures=2, breaker_reset_s=3600)
+    expected = (await here.search(rerank=False)).hits
+    here.reranker.away = away("rerank")
+    for _ in range(4):
+        found = await here.search()
+        assert (found.hits, found.degraded) == (expected, ["rerank"])
+    assert len(here.reranker.pairs) == 2 * 2, "it was asked after it had failed twice"
+
+
+async def test_hits_come_without_a_reranker_that_is_too_slow_and_say_so() -> None:
+    here = world()
+    here.reranker.hang = threading.Event()
+    here.retriever = here.made(reranker=True, rerank=RERANK.model_copy(update={"timeout_s": 0.05}))
+    assert (await here.search()).degraded == ["rerank"]
+    here.reranker.hang.set()
+
+
+async def test_a_reranker_with_a_bug_is_not_taken_for_one_that_is_away() -> None:
+    here = world()
+    here.retriever = here.made(reranker=True)
+    here.reranker.away = KeyError("a bug")
+    with pytest.raises(KeyError):
+        await here.search()
+
+
+async def test_no_more_hits_of_one_document_than_asked_for() -> None:
+    rows = [row("a", ordinal=n) for n in range(3)] + [row("b"), row("c")]
+    here = World(dense=rows, bm25=[], manifests=[live("a", chunks=3), live("b"), live("c")])
+    here.retriever = here.made(candidates=10)
+    assert await here.order(top_k=3) == [("a", 0), ("a", 1), ("a", 2)]
+    assert await here.order(top_k=3, max_per_document=1) == [("a", 0), ("b", 0), ("c", 0)]
+    assert await here.order(top_k=3, max_per_document=2) == [("a", 0), ("a", 1), ("b", 0)]
+
+
+async def test_when_one_document_fills_the_page_a_wider_one_is_asked_for() -> None:
+    rows = [row("a", ordinal=n) for n in range(5)] + [row("b")]
+    here = World(dense=rows, bm25=[], manifests=[live("a", chunks=5), live("b")])
+    assert await here.order(max_per_document=1) == [("a", 0), ("b", 0)]
+    assert here.milvus.limits == [4, 16]
+
+
+async def test_the_explanation_says_how_a_hit_came_to_its_place() -> None:
+    here = world()
+    here.retriever = here.made(reranker=True)
+    here.reranker.liked = {B.text: 2.0, f"A title\n{A.text}": 1.0}
+    found = await here.search(top_k=3, explain=True, fusion=Fusion(alpha=0.5), rerank=True)
+    assert {hit.doc_id: hit.explanation for hit in found.hits} == {
+        "a": Explanation(dense_rank=1, dense=1.0, bm25=0.0, fused=0.5, fused_rank=1, rerank=0.0, rerank_rank=2),
+        "b": Explanation(
+            dense_rank=2, bm25_rank=1, dense=0.0, bm25=1.0, fused=0.5, fused_rank=2, rerank=1.0, rerank_rank=1
+        ),
+        "c": Explanation(bm25_rank=2, dense=0.0, bm25=0.0, fused=0.0, fused_rank=3),
+    }
+    assert [hit.explanation for hit in (await here.search()).hits] == [None, None]
+
+
+async def test_the_explanation_of_an_answer_without_a_store_has_nothing_of_that_store() -> None:
+    here = world()
+    here.milvus.away = away("milvus")
+    first, *_ = (await here.search(explain=True)).hits
+    assert first.explanation == Explanation(bm25_rank=1, bm25=1.0, fused=1.0, fused_rank=1)
+
+
+def chunked(doc_id: str, count: int, version: int = 1) -> list[TextRow]:
+    """Passages that overlap in one word of a text."""
+    text = " ".join(f"{doc_id}{n}" for n in range(count + 1))
+    width = len(doc_id) + 2
+    spans = [(n * width, (n + 2) * width - 1) for n in range(count)]
+    return [
+        msgspec.structs.replace(row(doc_id, version, n), text=text[start:end], start=start, end=end)
+        for n, (start, end) in enumerate(spans)
+    ]
+
+
+async def test_neighbours_come_in_one_read_and_make_one_passage_with_the_hit() -> None:
+    a, b = chunked("a", 4), chunked("b", 3)
+    here = World(dense=[a[1], b[2]], bm25=[a[2]], manifests=[live("a", chunks=4), live("b", chunks=3)])
+    here.opensearch.rows = {one.id: one for one in [*a, *b]}
+    found = await here.search(top_k=3, expand=1)
+    passages = {(hit.doc_id, hit.ordinal): hit.passage for hit in found.hits}
+    assert {place: one and one.text for place, one in passages.items()} == {
+        ("a", 1): "a0 a1 a2 a3",
+        ("a", 2): "a1 a2 a3 a4",
+        ("b", 2): "b1 b2 b3",
+    }
+    assert passages["b", 2].chunk_ids == [b[1].id, b[2].id]
+    _, neighbours = here.opensearch.reads
+    assert neighbours == (sorted([a[0].id, a[3].id, b[1].id]), [])
+
+
+async def test_who_asks_for_no_neighbours_gets_no_passage_and_costs_no_read() -> None:
+    here = world()
+    assert [hit.passage for hit in (await here.search()).hits] == [None, None]
+    assert len(here.opensearch.reads) == 1
+
+
+async def test_hits_come_without_neighbours_and_highlights_that_cannot_be_had() -> None:
+    here = World(dense=[chunked("a", 3)[1]], bm25=[], manifests=[live("a", chunks=3)])
+    here.opensearch.highlight_away = away("opensearch")
+    found = await here.search(highlight=True, expand=1)
+    assert (found.hits[0].highlights, found.degraded) == ([], ["opensearch"])
+    assert found.hits[0].passage is not None
+    assert found.hits[0].passage.text == found.hits[0].text, "its neighbours are gone"
+
+
+async def test_highlights_of_all_hits_come_with_one_question() -> None:
+    here = world()
+    first, second = (await here.search(query="words", highlight=True)).hits
+    assert (first.highlights, second.highlights) == ([Highlight(start=0, end=1)], [])
+    assert here.opensearch.highlighted == [("words", [first.chunk_id, second.chunk_id])]
+
+
+async def test_a_query_whose_time_has_passed_is_neither_embedded_nor_searched_for() -> None:
+    here = world()
+    queries = [Query(query=text, tenant=TENANT) for text in ("late", "in time", "any time")]
+    late, in_time, any_time = await here.retriever.search_many(queries, [-1.0, 60.0, None])
+    assert isinstance(late, DeadlineExceeded)
+    assert isinstance(in_time, Found)
+    assert isinstance(any_time, Found)
+    assert here.encoder.calls == [["in time", "any time"]]
+    assert len(here.milvus.limits) == 2
+
+
+async def test_queries_that_are_all_too_late_ask_nothing_at_all() -> None:
+    here = world()
+    assert isinstance(
+        (await here.retriever.search_many([Query(query="late", tenant=TENANT)], [0.0]))[0], DeadlineExceeded
+    )
+    assert (here.encoder.calls, here.milvus.limits) == ([], [])
+
+
+async def test_a_query_whose_time_passes_while_its_vector_is_made_is_not_searched_for() -> None:
+    here = world()
+    encode = here.encoder.encode_queries
+    here.encoder.encode_queries = lambda texts: (time.sleep(0.1), encode(texts))[1]
+    queries = [Query(query=text, tenant=TENANT) for text in ("late", "in time")]
+    late, in_time = await here.retriever.search_many(queries, [0.05, None])
+    assert isinstance(late, DeadlineExceeded)
+    assert isinstance(in_time, Found)
+    assert len(here.milvus.limits) == 1
+
+
+async def test_a_query_whose_time_passes_while_a_store_hangs_is_given_up_alone() -> None:
+    here = world()
+    hang = threading.Event()
+    search = here.milvus.search
+    here.milvus.search = lambda *args, **kwargs: (hang.wait(10), search(*args, **kwargs))[1]
+    queries = [Query(query=text, tenant=TENANT) for text in ("impatient", "patient")]
+    waiting = asyncio.ensure_future(here.retriever.search_many(queries, [0.1, None]))
+    await asyncio.sleep(0.2)
+    hang.set()
+    impatient, patient = await waiting
+    assert isinstance(impatient, DeadlineExceeded)
+    assert isinstance(patient, Found)
+
+
+async def test_embedding_and_searching_can_be_done_apart() -> None:
+    here = world()
+    vectors = await here.retriever.embed(["one", "two"])
+    assert (vectors.shape, here.encoder.calls) == ((2, 2), [["one", "two"]])
+    found = await here.retriever.search(Query(query="one", tenant=TENANT, top_k=2), vectors[0])
+    assert len(found.hits) == 2
+    assert list(found.timings_ms) == ["milvus", "opensearch", "read", "fuse"]
+
+
+async def test_a_store_that_hangs_holds_up_neither_the_other_nor_the_live_check() -> None:
+    here = world()
+    here.retriever = here.made(threads=2, breaker_failures=1000)
+    hang = threading.Event()
+    hanging = here.milvus.search
+    here.milvus.search = lambda *args, **kwargs: (hang.wait(30), hanging(*args, **kwargs))[1]
+    fifty = asyncio.ensure_future(here.retriever.search_many([Query(query="?", tenant=TENANT)] * 50))
+    while len(here.opensearch.limits) < 50:  # noqa: ASYNC110  threads count there
+        await asyncio.sleep(0.01)
+    here.milvus.search = hanging
+    assert not fifty.done()
+    rows, _ = await here.retriever._sources.live.ask(lambda: here.opensearch.read(TENANT, [A.id], []))
+    assert list(rows) == [A.id]
+    hang.set()
+    assert all(isinstance(found, Found) for found in await fifty)
