@@ -10,16 +10,16 @@ import structlog
 from agents.chunk import Chunker
 from agents.commit import Committer
 from agents.embed import Embedder
-from agents.query import QueryAnswerer
-from agents.stage import Stage
+from agents.query import Responder
+from agents.stage import RequestStage, Stage
 from agents.upsert_milvus import MilvusUpserter
 from agents.upsert_opensearch import OpenSearchUpserter
 from agents.worker import Worker
 from headrace import telemetry, wiring
+from headrace.auth import Authenticator
 from headrace.config import Settings
-from headrace.encoders import encoder_identity, model_name
+from headrace.encoders import encoder_identity
 from headrace.errors import Misconfigured, Transient
-from headrace.retrieval import Retriever
 from topics import GROUPS
 from topics.provisioning import existing_topics
 
@@ -29,12 +29,13 @@ CHUNK_MESSAGE_BYTES = 2_500
 """About what a chunk of 256 tokens takes in a message: a batch is full at about `encoder.batch_size` chunks."""
 
 
-def build_stage(name: str, settings: Settings) -> Stage[Any]:
+def build_stage(name: str, settings: Settings) -> Stage[Any] | RequestStage[Any]:
     """The stage with everything that it works with. Raises Misconfigured when that doesn't fit together."""
     batch_messages, batch_bytes = settings.worker.batch_messages, settings.worker.batch_bytes
     match name:
         case "chunk":
-            return build_chunker(settings).stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
+            chunker = build_chunker(settings, wiring.build_authenticator(settings))
+            return chunker.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
         case "embed":
             embedder = Embedder(encoder=wiring.build_encoder(settings))
             return embedder.stage(
@@ -56,27 +57,25 @@ def build_stage(name: str, settings: Settings) -> Stage[Any]:
             )
             return committer.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
         case "query":
-            encoder = wiring.build_encoder(settings)
-            vectors = _checked(wiring.build_vectors(settings))
-            answerer = QueryAnswerer(
-                retriever=Retriever(vectors, wiring.build_texts(settings), encoder, settings.retrieval),
-                encoder=encoder,
-                settings=settings.retrieval,
+            _checked(wiring.build_vectors(settings))
+            responder = Responder(
+                answerer=wiring.build_answerer(settings),
                 names=settings.kafka.names,
                 partitions_of=CachedPartitions(settings.kafka.confluent()),
             )
-            return answerer.stage(batch_bytes=batch_bytes)
+            return responder.stage()
     raise Misconfigured(f"there is no stage {name!r}; the stages are {', '.join(GROUPS)}")
 
 
-def build_chunker(settings: Settings) -> Chunker:
+def build_chunker(settings: Settings, authenticator: Authenticator | None = None) -> Chunker:
     tokenizer, readable = wiring.build_tokenizer(settings)
     return Chunker(
         tokenizer=tokenizer,
-        encoder=model_name(settings.encoder),
+        encoder=encoder_identity(settings.encoder).recipe,
         encoder_max_tokens=readable,
         default=settings.chunking.chunking(),
         manifests=wiring.build_manifests(settings),
+        authenticator=authenticator,
     )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from agents.stage import Item, Outgoing, Stage, reads
 from headrace import telemetry
-from headrace.encoders import Encoder
+from headrace.encoders import Encoder, context_of
 from schemas import ChunkBatch, EmbeddingBatch, encode
 from schemas.batches import pack_chunks, pack_vectors
 from topics import RECORD_MAX_BYTES, Lane
@@ -39,20 +39,28 @@ class Embedder:
         return await asyncio.to_thread(self._work, batch)
 
     def _work(self, batch: Sequence[Item[ChunkBatch]]) -> list[Outgoing]:
-        texts = [chunk.text for item in batch for chunk in item.message.chunks]
         identity = self.encoder.identity
+        texts = [chunk.text for item in batch for chunk in item.message.chunks]
         vectors: npt.NDArray[np.float32] = np.zeros((0, identity.dimension), dtype=np.float32)
         if texts:
             started = time.perf_counter()
-            vectors = self.encoder.encode(texts)
+            vectors = self.encoder.encode(texts, contexts=self._contexts(batch))
             telemetry.EMBEDDING_QPS.set(len(texts) / (time.perf_counter() - started))
         outgoing: list[Outgoing] = []
         first = 0
         for item in batch:
             end = first + len(item.message.chunks)
-            outgoing.extend(_embedded(item.message, vectors[first:end], identity.name, item.record.lane))
+            outgoing.extend(_embedded(item.message, vectors[first:end], identity.recipe, item.record.lane))
             first = end
         return outgoing
+
+    def _contexts(self, batch: Sequence[Item[ChunkBatch]]) -> list[str]:
+        context = self.encoder.identity.context
+        return [
+            context_of(context, item.message.attributes.title, chunk.headings, chunk.text)
+            for item in batch
+            for chunk in item.message.chunks
+        ]
 
 
 def _embedded(batch: ChunkBatch, vectors: npt.NDArray[np.float32], encoder: str, lane: Lane) -> Iterator[Outgoing]:

@@ -1,13 +1,15 @@
-"""queries -> replies: searches, answers, and says why where it can't.
+"""queries -> replies: every request is answered, side by side with the others, and told why where it can't be.
 
 Key: the request's. A replay is harmless: it reads only, and a second reply has the same correlation. Nothing is poison:
 what can't be read gets an error reply, also one whose reply address can't be used.
 """
 
 import asyncio
+import math
+import secrets
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import uuid4
@@ -15,25 +17,24 @@ from uuid import uuid4
 import msgspec
 import structlog
 
-from agents.stage import Item, Outgoing, Record, Stage, check_size
+from agents.stage import Item, Outgoing, Record, RequestStage, Write, check_size
 from headrace import telemetry
-from headrace.encoders import Encoder
-from headrace.errors import Poison, Transient
-from headrace.retrieval import Found, Retriever, extractive_answer
-from headrace.retrieval.settings import RetrievalSettings
-from schemas import Answer, AnswerError, AnswerText, Delta, ErrorCode, Query, decode, encode
+from headrace.auth import authorization_of
+from headrace.errors import Poison
+from headrace.serving import Answerer, Question
+from schemas import Answer, AnswerError, Delta, Query, decode, encode
 from schemas.key import check_tenant
 from topics import Names
 
 log = structlog.get_logger("headrace.query")
 
 STAGE = "query"
-LINGER_S = 0.003
-"""Questions that come together are embedded together; a lone one isn't kept waiting."""
-BATCH_QUERIES = 64
-RETRY_AFTER_MS = 1000
-DELTA_CHARACTERS = 200
-"""Of a streamed answer's piece."""
+FIRST_PIECE_CHARACTERS = 24
+"""Of a streamed text. Each piece is half as long again as the one before it, up to the largest: the first words are
+read at once, and a long text costs few messages."""
+PIECE_CHARACTERS = 600
+PIECE_SECONDS = 0.3
+"""A text that comes slowly is passed on all the same."""
 
 # The contract's header sets: Spring Kafka's and SmallRye's names for the same three things.
 HEADER_SETS = (
@@ -72,91 +73,52 @@ class Request:
     query: Query | None = None
     error: AnswerError | None = None
     deadline: int | None = None
+    authorization: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryAnswerer:
-    retriever: Retriever
-    encoder: Encoder
-    settings: RetrievalSettings
+class Responder:
+    answerer: Answerer
     names: Names
     partitions_of: ReplyTopics
     clock_ms: Callable[[], float] = lambda: time.time() * 1000
 
-    def stage(self, *, batch_bytes: int) -> Stage[Request]:
-        return Stage(
-            name=STAGE,
-            decode=self.decode,
-            work=self.work,
-            batch_messages=BATCH_QUERIES,
-            batch_bytes=batch_bytes,
-            linger_s=LINGER_S,
-            tells_producers=False,
-        )
+    def stage(self) -> RequestStage[Request]:
+        return RequestStage(name=STAGE, decode=self.decode, serve=self.serve)
 
     def decode(self, record: Record) -> Request:
         reply_to = self._reply_to(record)
         try:
             query = decode(record.value or b"", Query)
             check_tenant(query.tenant)
-            return Request(reply_to=reply_to, query=query, deadline=_deadline(record))
+            return Request(
+                reply_to=reply_to,
+                query=query,
+                deadline=_deadline(dict(record.headers).get(DEADLINE_HEADER)),
+                authorization=authorization_of(record.headers),
+            )
         except (msgspec.DecodeError, ValueError) as exc:
             return Request(reply_to=reply_to, error=_bad_request(str(exc)))
 
-    async def work(self, batch: Sequence[Item[Request]]) -> list[Outgoing]:
+    async def serve(self, item: Item[Request], write: Write) -> None:
         started = time.perf_counter()
-        requests = await asyncio.to_thread(lambda: [self._addressed(item.message) for item in batch])
-        answers = await self._answers(requests)
-        replies: list[Outgoing] = []
-        for request, answer in zip(requests, answers, strict=True):
-            replies.extend(_replies(request, answer))
-            telemetry.SEARCH_LATENCY_MS.observe((time.perf_counter() - started) * 1000)
-            if answer.error is not None:
-                telemetry.ANSWER_ERRORS.labels(answer.error.code).inc()
-            for part in answer.degraded:
-                telemetry.DEGRADED.labels(part).inc()
-        return replies
+        request = await asyncio.to_thread(self._addressed, item.message)
+        replies = Replies(request, write)
+        answer = await self._answer(request, replies)
+        await replies.finish(answer)
+        telemetry.SEARCH_LATENCY_MS.observe((time.perf_counter() - started) * 1000)
+        if answer.error is not None:
+            telemetry.ANSWER_ERRORS.labels(answer.error.code).inc()
+        for part in answer.degraded:
+            telemetry.DEGRADED.labels(part).inc()
 
-    async def _answers(self, requests: Sequence[Request]) -> list[Answer]:
-        answers = [self._refusal(request) for request in requests]
-        asked = {
-            place: request.query
-            for place, request in enumerate(requests)
-            if request.query is not None and answers[place] is None
-        }
-        found = await self.retriever.search_many([*asked.values()]) if asked else []
-        finished = await asyncio.gather(*map(self._answer, asked.values(), found))
-        for place, answer in zip(asked, finished, strict=True):
-            answers[place] = answer
-        return [answer for answer in answers if answer is not None]
-
-    def _refusal(self, request: Request) -> Answer | None:
-        """The answer to what isn't worked on."""
-        request_id = request.query.request_id if request.query is not None else None
-        if request.error is not None:
-            return Answer(request_id=request_id, error=request.error)
-        if request.deadline is not None and self.clock_ms() > request.deadline:
-            late = AnswerError(code="deadline_exceeded", message="the deadline had passed when the query was taken")
-            return Answer(request_id=request_id, error=late)
-        return None
-
-    async def _answer(self, query: Query, found: Found | Exception) -> Answer:
-        if isinstance(found, ValueError):
-            return Answer(request_id=query.request_id, error=_bad_request(str(found)))
-        if isinstance(found, Transient):
-            away = AnswerError(code="unavailable", message=str(found), retry_after_ms=RETRY_AFTER_MS)
-            return Answer(request_id=query.request_id, error=away)
-        if isinstance(found, Exception):
-            log.error("query_failed", request_id=query.request_id, exc_info=found)
-            return Answer(request_id=query.request_id, error=AnswerError(code="internal", message=type(found).__name__))
-        timings, text = dict(found.timings_ms), None
-        if query.mode == "answer":
-            started = time.perf_counter()
-            text = await asyncio.to_thread(extractive_answer, query.query, found.hits, self.encoder, self.settings)
-            timings["answer"] = round((time.perf_counter() - started) * 1000, 3)
-        return Answer(
-            request_id=query.request_id, hits=found.hits, answer=text, degraded=found.degraded, timings_ms=timings
-        )
+    async def _answer(self, request: Request, replies: "Replies") -> Answer:
+        query = request.query
+        if query is None or request.error is not None:
+            return Answer(request_id=None if query is None else query.request_id, error=request.error)
+        left = math.inf if request.deadline is None else (request.deadline - self.clock_ms()) / 1000
+        question = Question(query=query, authorization=request.authorization, seconds=left)
+        return await self.answerer.answer(question, replies)
 
     def _reply_to(self, record: Record) -> ReplyTo:
         """Where the reply goes, as the headers say."""
@@ -191,25 +153,32 @@ class QueryAnswerer:
         A send to a topic or a partition that isn't there would hold up the stage.
         """
         reply_to = request.reply_to
-        refused = reply_to.refused or self._unreachable(self.names.topic(reply_to.topic), reply_to.partition)
+        partitions, refused = None, reply_to.refused
         if refused is None:
-            return request
-        log.warning("reply_address_refused", reason=refused)
-        default = replace(reply_to, topic="replies", partition=None)
-        return replace(request, reply_to=default, error=_bad_request(refused))
+            topic = self.names.topic(reply_to.topic)
+            partitions = self.partitions_of(topic)
+            refused = _unreachable(topic, reply_to.partition, partitions)
+        if refused is not None:
+            telemetry.REPLY_ADDRESSES_REFUSED.inc()
+            log.warning("reply_address_refused", reason=refused)
+            default = replace(reply_to, topic="replies", partition=None)
+            return replace(request, reply_to=default, error=_bad_request(refused))
+        if partitions and reply_to.partition is None and reply_to.key is None:
+            # A producer spreads what has no key, and a stream's messages would not stay in order.
+            return replace(request, reply_to=replace(reply_to, partition=secrets.randbelow(partitions)))
+        return request
 
-    def _unreachable(self, topic: str, partition: int | None) -> str | None:
-        partitions = self.partitions_of(topic)
-        if partitions is None:
-            return f"there is no topic {topic}"
-        if partition is not None and not 0 <= partition < partitions:
-            return f"{topic} has no partition {partition}"
-        return None
+
+def _unreachable(topic: str, partition: int | None, partitions: int | None) -> str | None:
+    if partitions is None:
+        return f"there is no topic {topic}"
+    if partition is not None and not 0 <= partition < partitions:
+        return f"{topic} has no partition {partition}"
+    return None
 
 
-def _deadline(record: Record) -> int | None:
+def _deadline(value: bytes | None) -> int | None:
     """Raises ValueError when the header is not Unix milliseconds, as digits."""
-    value = dict(record.headers).get(DEADLINE_HEADER)
     if value is None:
         return None
     if not value.isdigit():
@@ -221,57 +190,92 @@ def _bad_request(message: str) -> AnswerError:
     return AnswerError(code="bad_request", message=message)
 
 
-def _replies(request: Request, answer: Answer) -> list[Outgoing]:
-    """One reply, or for a streamed answer its sequence: the hits, the text in pieces, the whole."""
-    whole = _reply(request, encode(answer), _error_code(answer))
-    try:
-        check_size(whole)
-    except Poison as too_large:
-        answer = Answer(request_id=answer.request_id, error=_bad_request(f"{too_large}: ask for a smaller top_k"))
-        whole = _reply(request, encode(answer), _error_code(answer))
-    if request.query is None or not request.query.stream:
-        return [whole]
-    parts: list[bytes] = []
-    if answer.error is None:
-        parts = [encode(msgspec.structs.replace(answer, answer=None)), *map(encode, _deltas(answer.answer))]
-    stream = uuid4().hex.encode()
-    return [
-        _reply(
-            request,
-            part,
-            _error_code(answer),
-            (
-                ("stream-id", stream),
-                ("stream-index", str(index).encode()),
-                ("stream-last-message", b"true" if index == len(parts) else b"false"),
-            ),
+class Replies:
+    """What goes back for one request, in order: a message, or for a streamed answer its sequence, which is the hits,
+    the text in pieces, the whole.
+
+    A stream that begins again has a new `stream-id`: nobody takes the end of the one for the end of the other.
+    """
+
+    def __init__(self, request: Request, write: Write) -> None:
+        self._request = request
+        self._streams = request.query is not None and request.query.stream
+        self._write = write
+        self._writing: asyncio.Future[None] | None = None
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        self._stream = uuid4().hex.encode()
+        self._index = 0
+        self._told = 0
+        self._untold = ""
+        self._piece = float(FIRST_PIECE_CHARACTERS)
+        self._told_at = time.monotonic()
+
+    async def hits(self, answer: Answer) -> None:
+        if self._streams and not self._too_large(answer):
+            await self._send([self._next(encode(answer))])
+
+    async def text(self, piece: str) -> None:
+        if not self._streams:
+            return
+        self._untold += piece
+        if len(self._untold) >= self._piece or time.monotonic() - self._told_at > PIECE_SECONDS:
+            await self._send(list(self._pieces(self._untold)))
+            self._untold = ""
+
+    async def finish(self, answer: Answer) -> None:
+        """Send what was not told of it yet, and the end."""
+        if self._writing is not None:
+            await self._writing  # It goes on when its deadline has passed, and stands before what follows.
+        if too_large := self._too_large(answer):
+            answer = Answer(request_id=answer.request_id, error=_bad_request(f"{too_large}: ask for a smaller top_k"))
+        messages: list[Outgoing] = []
+        if self._streams and answer.error is None:
+            if self._index == 0:
+                messages.append(self._next(encode(msgspec.structs.replace(answer, answer=None))))
+            messages += self._pieces(answer.answer.text[self._told :] if answer.answer is not None else "")
+        messages.append(self._next(encode(answer), answer.error, last=True))
+        await self._send(messages)
+
+    def _too_large(self, answer: Answer) -> Poison | None:
+        try:
+            check_size(self._message(encode(answer), answer.error, last=True))
+        except Poison as too_large:
+            return too_large
+        return None
+
+    def _pieces(self, text: str) -> Iterator[Outgoing]:
+        while text:
+            length = round(self._piece)
+            yield self._next(encode(Delta(delta=text[:length])))
+            self._told += len(text[:length])
+            self._piece = min(self._piece * 1.5, PIECE_CHARACTERS)
+            text = text[length:]
+
+    async def _send(self, messages: Sequence[Outgoing]) -> None:
+        self._told_at = time.monotonic()
+        # Given up half-way it would leave a hole in the sequence, or none: nobody could tell.
+        self._writing = asyncio.ensure_future(self._write(messages))
+        await asyncio.shield(self._writing)
+
+    def _next(self, value: bytes, error: AnswerError | None = None, *, last: bool = False) -> Outgoing:
+        message = self._message(value, error, last=last)
+        self._index += 1
+        return message
+
+    def _message(self, value: bytes, error: AnswerError | None, *, last: bool) -> Outgoing:
+        """As it is when it is the sequence's next one."""
+        reply_to = self._request.reply_to
+        headers = list(reply_to.correlation)
+        if error is not None:
+            headers.append((ERROR_HEADER, error.code.encode()))
+        if self._streams:
+            headers += [
+                ("stream-id", self._stream),
+                ("stream-index", str(self._index).encode()),
+                ("stream-last-message", b"true" if last else b"false"),
+            ]
+        return Outgoing(
+            topic=reply_to.topic, key=reply_to.key, value=value, partition=reply_to.partition, headers=tuple(headers)
         )
-        for index, part in enumerate([*parts, encode(answer)])
-    ]
-
-
-def _error_code(answer: Answer) -> ErrorCode | None:
-    return answer.error.code if answer.error is not None else None
-
-
-def _deltas(text: AnswerText | None) -> list[Delta]:
-    """The text in pieces; put together they are the text again."""
-    if text is None:
-        return []
-    return [
-        Delta(delta=text.text[first : first + DELTA_CHARACTERS]) for first in range(0, len(text.text), DELTA_CHARACTERS)
-    ]
-
-
-def _reply(
-    request: Request, value: bytes, error: ErrorCode | None, stream: Sequence[tuple[str, bytes]] = ()
-) -> Outgoing:
-    reply_to = request.reply_to
-    failed = ((ERROR_HEADER, error.encode()),) if error is not None else ()
-    return Outgoing(
-        topic=reply_to.topic,
-        key=reply_to.key,
-        value=value,
-        partition=reply_to.partition,
-        headers=(*reply_to.correlation, *failed, *stream),
-    )

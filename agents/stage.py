@@ -1,7 +1,7 @@
 """The life cycle of a message, the same in every stage: decode -> work -> write -> wait until it is confirmed -> ack.
 
-A stage gives two functions, `decode` and `work`, and no stage decides a message's fate: the class of what they raise
-does (`headrace/errors.py`).
+A stage gives two functions, `decode` and `work` (for requests, `serve`), and no stage decides a message's fate: the
+class of what they raise does (`headrace/errors.py`).
 
     Poison         -> documents.dead and documents.events, confirmed, then ack; the messages beside it go on
     Transient      -> the same batch again, with backoff and jitter, as long as it takes; nothing is acked and no
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from operator import itemgetter
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
 import structlog
@@ -40,6 +40,7 @@ from topics import BY_NAME, LANES, Lane
 log = structlog.get_logger("headrace.stage")
 
 T = TypeVar("T")
+R = TypeVar("R")
 ATTEMPTS = 3
 """Times that a record may bring a worker down before it is Poison."""
 SILENT_AFTER_S = 5.0
@@ -109,6 +110,25 @@ class Stage(Generic[T]):
     """Whether its records are versions of documents: a buried one is a `failed` event as well."""
 
 
+Write: TypeAlias = Callable[[Iterable[Outgoing]], Awaitable[None]]
+"""Returns when the brokers have confirmed every record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestStage(Generic[T]):
+    """A stage whose records are requests: each is served by itself, side by side with the others, and not in its turn.
+
+    `serve` writes its replies as it makes them, and the record is acked when it returns. How many are worked on at once
+    is its own business; the transport bounds how many it is given. After a Transient it is called again. A request that
+    it can't answer even with an error is a dead letter: the worker goes on, for others wait for their replies.
+    """
+
+    name: str
+    decode: Callable[[Record], T]
+    serve: Callable[[Item[T], Write], Awaitable[None]]
+    tells_producers: ClassVar[bool] = False
+
+
 def reads(message_type: type[T]) -> Callable[[Record], T]:
     """The `decode` of a stage that reads what another stage wrote; what can't be read is Poison `bad_json`."""
 
@@ -155,7 +175,7 @@ class Waiting(msgspec.Struct, frozen=True):
 class StageRunner(Generic[T]):
     """Runs one stage over its lanes."""
 
-    stage: Stage[T]
+    stage: Stage[T] | RequestStage[T]
     wire: Wire
     in_hand: int = 0
     busy_since: float = field(default_factory=time.monotonic)
@@ -179,33 +199,82 @@ class StageRunner(Generic[T]):
         """Take, process and ack batch after batch, until cancelled or broken.
 
         One batch of the stage is worked on at a time, and one of the bulk lane only when the urgent lane has nothing in
-        hand.
+        hand. Requests are served as they come.
         """
+        if isinstance(self.stage, RequestStage):
+            return await self._serve_lane(self.stage, lane, source)
         urgent = lane == LANES[0]
         while True:
-            events = await self._take(source)
+            events = await self._take(self.stage, source)
             if urgent:
                 self._urgent_idle.clear()
             else:
                 await self._urgent_idle.wait()
             try:
                 async with self._turn:
-                    await self._process([(event, _record(event.message, lane)) for event in events])
+                    await self._process(self.stage, [(event, _record(event.message, lane)) for event in events])
             finally:
-                self.in_hand -= len(events)
-                telemetry.IN_HAND.labels(self.stage.name).set(self.in_hand)
+                self._let_go(len(events))
                 if urgent and source.empty():
                     self._urgent_idle.set()
 
-    async def _take(self, source: Source) -> list[Any]:
-        """At least one event, and what else comes until the batch is full or has lingered."""
-        events = [await source.get()]
+    async def _serve_lane(self, stage: RequestStage[T], lane: Lane, source: Source) -> None:
+        try:
+            async with asyncio.TaskGroup() as requests:
+                while True:
+                    event = await source.get()
+                    self._take_up()
+                    requests.create_task(self._serve(stage, event, _record(event.message, lane)))
+        except BaseExceptionGroup as ended:
+            raise ended.exceptions[
+                0
+            ] from None  # The one that ended the group: Faust and the worker know it by its class.
+
+    async def _serve(self, stage: RequestStage[T], event: Any, record: Record) -> None:
+        try:
+            outgoing: Iterable[Outgoing] = ()
+            try:
+                with _timed(stage.name, "decode"):
+                    item = Item(record=record, message=self._decode(record))
+                with _timed(stage.name, "work"):
+                    await self._until_the_servers_are_there(lambda: stage.serve(item, self._reply))
+            except Misconfigured:
+                raise
+            except Exception as error:
+                if isinstance(error, Poison):
+                    poison = error
+                else:
+                    place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+                    log.exception("request_not_answered", stage=stage.name, **place)
+                    poison = Poison("internal", f"{type(error).__name__}: {error}")
+                outgoing = self._bury(record, poison, attempts=1)
+            await self._confirm([(event, record)], outgoing)
+        finally:
+            self._let_go(1)
+
+    async def _reply(self, outgoing: Iterable[Outgoing]) -> None:
+        replies = list(outgoing)
+        for reply in replies:
+            check_size(reply)
+        await self._write(replies)
+
+    def _take_up(self) -> None:
         if not self.in_hand:
             self.busy_since = time.monotonic()
         self.in_hand += 1
+        telemetry.IN_HAND.labels(self.stage.name).set(self.in_hand)
+
+    def _let_go(self, count: int) -> None:
+        self.in_hand -= count
+        telemetry.IN_HAND.labels(self.stage.name).set(self.in_hand)
+
+    async def _take(self, stage: Stage[T], source: Source) -> list[Any]:
+        """At least one event, and what else comes until the batch is full or has lingered."""
+        events = [await source.get()]
+        self._take_up()
         size = len(events[0].message.value or b"")
-        deadline = time.monotonic() + self.stage.linger_s
-        while len(events) < self.stage.batch_messages and size < self.stage.batch_bytes:
+        deadline = time.monotonic() + stage.linger_s
+        while len(events) < stage.batch_messages and size < stage.batch_bytes:
             if source.empty():
                 # Waiting in `get` with a time-out could drop the event that arrives just then.
                 remaining = deadline - time.monotonic()
@@ -214,14 +283,13 @@ class StageRunner(Generic[T]):
                 await asyncio.sleep(min(remaining, 0.005))
                 continue
             event = source.get_nowait()
-            self.in_hand += 1
+            self._take_up()
             events.append(event)
             size += len(event.message.value or b"")
-        telemetry.IN_HAND.labels(self.stage.name).set(self.in_hand)
         telemetry.BATCH_MESSAGES.labels(self.stage.name).observe(len(events))
         return events
 
-    async def _process(self, batch: Sequence[tuple[Any, Record]]) -> None:
+    async def _process(self, stage: Stage[T], batch: Sequence[tuple[Any, Record]]) -> None:
         """Everything of a batch is confirmed and acked when this returns, in order,
         up to the record that broke it if one did.
         """
@@ -238,7 +306,7 @@ class StageRunner(Generic[T]):
                 except Exception as bug:
                     crash = (position, bug)
                     break
-        for item, outcome in await self._work(items):
+        for item, outcome in await self._work(stage, items):
             if isinstance(outcome, Exception) and not isinstance(outcome, Poison):
                 crash = (place[id(item.record)], outcome)
             else:
@@ -254,7 +322,7 @@ class StageRunner(Generic[T]):
         await self._confirm(batch[:end], chain.from_iterable(outgoing))
         if crash is not None:
             await self._count_the_crash(batch[end], crash[1])
-            await self._process(batch[end + 1 :])
+            await self._process(stage, batch[end + 1 :])
 
     def _decode(self, record: Record) -> T:
         if isinstance(record.value, UnreadableBatch):
@@ -262,6 +330,15 @@ class StageRunner(Generic[T]):
         return self.stage.decode(record)
 
     async def _confirm(self, batch: Sequence[tuple[Any, Record]], outgoing: Iterable[Outgoing]) -> None:
+        """Write, and ack when it is confirmed."""
+        await self._write(outgoing)
+        for event, record in batch:
+            event.ack()
+            telemetry.MESSAGES.labels(self.stage.name, record.lane, "in").inc()
+        self.busy_since = time.monotonic()
+        telemetry.PROGRESS.labels(self.stage.name).set_to_current_time()
+
+    async def _write(self, outgoing: Iterable[Outgoing]) -> None:
         name = self.stage.name
         messages, chunks = Counter[Lane](), Counter[Lane]()
 
@@ -276,18 +353,12 @@ class StageRunner(Generic[T]):
 
         with _timed(name, "write"):
             await self.wire.send(handed_over())
-        for event, _ in batch:
-            event.ack()
-        self.busy_since = time.monotonic()
-        telemetry.PROGRESS.labels(name).set_to_current_time()
-        for _, record in batch:
-            telemetry.MESSAGES.labels(name, record.lane, "in").inc()
         for lane, count in messages.items():
             telemetry.MESSAGES.labels(name, lane, "out").inc(count)
             if chunks[lane]:
                 telemetry.CHUNKS.labels(name, lane).inc(chunks[lane])
 
-    async def _work(self, items: Sequence[Item[T]]) -> list["_Outcome[T]"]:
+    async def _work(self, stage: Stage[T], items: Sequence[Item[T]]) -> list["_Outcome[T]"]:
         """Work on a batch; where something in it can't be worked on, halve it until what is wrong stands alone.
 
         Each outcome is that of an item and of those after it, up to the next outcome's. Stops at the first item that
@@ -297,28 +368,25 @@ class StageRunner(Generic[T]):
             return []
         try:
             with _timed(self.stage.name, "work"):
-                return [(items[0], await self._until_the_servers_are_there(items))]
+                return [(items[0], await self._until_the_servers_are_there(lambda: _worked(stage, items)))]
         except (Misconfigured, asyncio.CancelledError):
             raise
         except Exception as error:
             if len(items) == 1:
                 return [(items[0], error)]
         middle = len(items) // 2
-        outcomes = await self._work(items[:middle])
+        outcomes = await self._work(stage, items[:middle])
         if outcomes and isinstance(outcomes[-1][1], Exception) and not isinstance(outcomes[-1][1], Poison):
             return outcomes
-        return outcomes + await self._work(items[middle:])
+        return outcomes + await self._work(stage, items[middle:])
 
-    async def _until_the_servers_are_there(self, items: Sequence[Item[T]]) -> Iterable[Outgoing]:
+    async def _until_the_servers_are_there(self, work: Callable[[], Awaitable[R]]) -> R:
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(Transient), wait=RETRY_WAIT, before_sleep=self._note_wait
             ):
                 with attempt:
-                    outgoing = await self.stage.work(items)
-                    for record in outgoing:
-                        check_size(record)
-                    return outgoing
+                    return await work()
             raise AssertionError("retries have no end")
         finally:
             if self._away is not None:
@@ -385,6 +453,13 @@ class StageRunner(Generic[T]):
             return [dead]
         event = encode(_failed(record, self.stage.name, poison))
         return [dead, Outgoing(topic="documents.events", key=_reasonable(record.key), value=event)]
+
+
+async def _worked(stage: Stage[T], items: Sequence[Item[T]]) -> Iterable[Outgoing]:
+    outgoing = await stage.work(items)
+    for record in outgoing:
+        check_size(record)
+    return outgoing
 
 
 _Outcome = tuple[Item[T], Iterable[Outgoing] | Exception]

@@ -39,10 +39,11 @@ class MilvusUpserter:
         return [receipt(item.message, "milvus") for item in batch]
 
     def _rows(self, batch: EmbeddingBatch) -> Iterator[VectorRow]:
-        if (batch.encoder, batch.dimension) != (self.encoder.name, self.encoder.dimension):
+        if (batch.encoder, batch.dimension) != (self.encoder.recipe, self.encoder.dimension):
             raise Misconfigured(
                 f"embed sends vectors of {batch.encoder} ({batch.dimension} dimensions), and this worker is set to"
-                f" {self.encoder.name} ({self.encoder.dimension}): give all workers the same HEADRACE_ENCODER__MODEL"
+                f" {self.encoder.recipe} ({self.encoder.dimension}): give all workers the same"
+                " HEADRACE_ENCODER__MODEL and HEADRACE_ENCODER__CONTEXT"
             )
         try:
             vectors = unpack_vectors(batch.vectors, batch.dimension)

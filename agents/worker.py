@@ -16,7 +16,7 @@ from faust.types import TP
 from tenacity import Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from agents.liveness import STOP_GRACE_S, Brokers, Watchdog
-from agents.stage import Outgoing, Record, Stage, StageRunner
+from agents.stage import Outgoing, Record, RequestStage, Stage, StageRunner
 from agents.transport import App, Delivery
 from headrace import telemetry
 from headrace.config import KafkaSettings, WorkerSettings
@@ -69,7 +69,7 @@ class KafkaWire:
 class Worker:
     """One stage as a process: its Faust app, its runner, and what its health endpoints say."""
 
-    def __init__(self, stage: Stage[Any], kafka: KafkaSettings, settings: WorkerSettings) -> None:
+    def __init__(self, stage: Stage[Any] | RequestStage[Any], kafka: KafkaSettings, settings: WorkerSettings) -> None:
         self.stage = stage
         self.kafka = kafka
         self.settings = settings

@@ -1,9 +1,15 @@
 """Builds what the stages work with from the settings. One plain function each; nothing connects before it is used."""
 
+from headrace import llm
+from headrace.auth import Authenticator, Keys, KeySource, keys_in_file, keys_of_server
 from headrace.chunking import TokenCounter, check_chunking, load_tokenizer
 from headrace.config import Settings
 from headrace.encoders import Encoder, SentenceTransformerEncoder, encoder_identity, max_tokens, model_folder
 from headrace.errors import Misconfigured
+from headrace.llm import LanguageModel
+from headrace.rerank import Reranker
+from headrace.retrieval import Retriever, StoreTimeouts
+from headrace.serving import Answerer
 from headrace.stores.manifests import OpenSearchManifestStore
 from headrace.stores.milvus import MilvusStore
 from headrace.stores.opensearch import OpenSearchTextStore
@@ -40,3 +46,59 @@ def build_texts(settings: Settings) -> OpenSearchTextStore:
 
 def build_manifests(settings: Settings) -> OpenSearchManifestStore:
     return OpenSearchManifestStore(settings.stores)
+
+
+def build_reranker(settings: Settings) -> Reranker | None:
+    """Loads the model where `rerank.enabled` says so; None where it doesn't. Raises Misconfigured when it can't."""
+    if not settings.rerank.enabled:
+        return None
+    from headrace.rerank.cross_encoder import CrossEncoderReranker
+
+    return CrossEncoderReranker(settings.rerank)
+
+
+def build_retriever(settings: Settings, encoder: Encoder) -> Retriever:
+    stores = settings.stores
+    return Retriever(
+        build_vectors(settings),
+        build_texts(settings),
+        encoder,
+        settings.retrieval,
+        reranker=build_reranker(settings),
+        rerank=settings.rerank,
+        timeouts=StoreTimeouts(milvus=stores.milvus.search_timeout_s, opensearch=stores.opensearch.search_timeout_s),
+    )
+
+
+def build_language_model(settings: Settings) -> LanguageModel | None:
+    """None where answers are sentences of the hits. Raises Misconfigured when a template is no use; asks nobody."""
+    return llm.build(settings.llm)
+
+
+def build_answerer(settings: Settings) -> Answerer:
+    encoder = build_encoder(settings)
+    return Answerer(
+        retriever=build_retriever(settings, encoder),
+        encoder=encoder,
+        model=build_language_model(settings),
+        authenticator=build_authenticator(settings),
+        retrieval=settings.retrieval,
+        llm=settings.llm,
+        settings=settings.query,
+    )
+
+
+def build_authenticator(settings: Settings) -> Authenticator | None:
+    """None where auth is off. Raises Misconfigured when the keys are in a file alone, and can't be read."""
+    auth = settings.auth
+    if not auth.enabled:
+        return None
+    sources: list[KeySource] = []
+    if auth.jwks_url is not None:
+        sources.append(keys_of_server(auth, auth.jwks_url))
+    if auth.jwks_file is not None:
+        sources.append(keys_in_file(auth.jwks_file))
+    keys = Keys(sources, auth)
+    if auth.jwks_url is None:
+        keys.load()
+    return Authenticator(auth, keys)

@@ -117,13 +117,8 @@ class Deployment:
 
     def drop(self) -> None:
         """Stop the workers and take away what they left on the servers."""
-        self.stop()
-        kafka, stores = self.settings.kafka, self.settings.stores
-        admin = AdminClient(kafka.confluent())
-        ours = [name for name in admin.list_topics(timeout=10).topics if name.startswith(kafka.topic_prefix)]
-        for future in admin.delete_topics(ours).values() if ours else ():
-            with suppress(KafkaException):
-                future.result(30)
+        self.drop_topics()
+        stores = self.settings.stores
         opensearch = OpenSearch(stores.opensearch.url)
         if indexes := list(opensearch.indices.get(index=f"{stores.prefix}*")):
             opensearch.indices.delete(index=",".join(indexes))
@@ -133,6 +128,16 @@ class Deployment:
             if name.startswith(stores.prefix):
                 milvus.drop_collection(name)
         milvus.close()
+
+    def drop_topics(self) -> None:
+        """Stop the workers, and take away their topics alone: what they have in the stores is somebody else's, too."""
+        self.stop()
+        kafka = self.settings.kafka
+        admin = AdminClient(kafka.confluent())
+        ours = [name for name in admin.list_topics(timeout=10).topics if name.startswith(kafka.topic_prefix)]
+        for future in admin.delete_topics(ours).values() if ours else ():
+            with suppress(KafkaException):
+                future.result(30)
 
 
 def deploy(servers: Settings, folder: Path, **extra: str) -> Deployment:

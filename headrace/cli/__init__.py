@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import ask, config, dead, demo, document, publish, schema, stack, topics, verify, worker
+from headrace.cli import ask, config, dead, demo, document, evaluate, publish, schema, stack, topics, verify, worker
 from headrace.cli.console import complain, out
 from headrace.cli.exits import EPILOG, Exit
 
@@ -29,6 +29,7 @@ app.command(rich_help_panel=_DOCUMENTS)(publish.publish)
 app.command(rich_help_panel=_DOCUMENTS)(publish.delete)
 app.command(rich_help_panel=_DOCUMENTS)(ask.ask)
 app.command(rich_help_panel=_DOCUMENTS)(document.document)
+app.command(rich_help_panel=_DOCUMENTS)(evaluate.evaluate)
 app.command(rich_help_panel=_STACK)(stack.up)
 app.command(rich_help_panel=_STACK)(stack.down)
 app.command(rich_help_panel=_STACK)(demo.demo)

@@ -1,5 +1,7 @@
 """An answer as people read it: the text, what it rests on, and the hits."""
 
+import re
+
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
@@ -61,7 +63,27 @@ def _hit(hit: Hit) -> RenderableType:
         _place(hit.doc_id, hit.title, hit.start, hit.end),
         (f"  {hit.score:.3f}", "dim"),
     )
-    return Group(line, _quoted(_shortened(hit.text)))
+    text = _snippet(hit) if hit.passage is None else _quoted(hit.passage.text)
+    return Group(line, text) if hit.explanation is None else Group(line, text, _explained(hit))
+
+
+def _explained(hit: Hit) -> RenderableType:
+    """The steps that saw it, each with its place and score there."""
+    said, scores = hit.explanation, hit.scores
+    if said is None:
+        return ""
+    steps = [
+        ("vectors", said.dense_rank, scores.dense, said.dense),
+        ("keywords", said.bm25_rank, scores.bm25, said.bm25),
+        ("fused", said.fused_rank, said.fused, None),
+        ("reranker", said.rerank_rank, scores.rerank, said.rerank),
+    ]
+    parts = [
+        f"{name} {rank}. {score:.3f}" + (f" (as {share:.3f})" if share is not None else "")
+        for name, rank, score, share in steps
+        if rank is not None and score is not None
+    ]
+    return Padding(Text(" · ".join(parts), style="dim"), (0, 0, 0, 4))
 
 
 def _place(doc_id: str, title: str | None, start: int, end: int) -> Text:
@@ -75,6 +97,13 @@ def _quoted(text: str) -> RenderableType:
     return Padding(Text(f"“{' '.join(text.split())}”", style="green"), (0, 0, 0, 4))
 
 
-def _shortened(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= SNIPPET_CHARACTERS else flat[: SNIPPET_CHARACTERS - 1].rstrip() + "…"
+def _snippet(hit: Hit) -> RenderableType:
+    """Where the question's words are first, and those words."""
+    text = Text(re.sub(r"\s", " ", hit.text), style="green")
+    for word in hit.highlights:
+        text.stylize("bold", word.start, word.end)
+    first = hit.highlights[0].start if hit.highlights else 0
+    begin = max(0, min(first - SNIPPET_CHARACTERS // 4, len(text) - SNIPPET_CHARACTERS))
+    shown = text[begin : begin + SNIPPET_CHARACTERS]
+    before, after = "…" * (begin > 0), "…" * (begin + SNIPPET_CHARACTERS < len(text))
+    return Padding(Text.assemble(f"“{before}", shown, f"{after}”", style="green"), (0, 0, 0, 4))

@@ -2,6 +2,7 @@
 
 import sys
 import uuid
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,13 @@ from headrace.cli.filters import HELP, parse_filters
 from headrace.cli.options import Json, Tenant
 
 if TYPE_CHECKING:
-    from schemas import Answer, Delta
+    from schemas import Answer, Delta, Fusion
+
+
+class Method(Enum):
+    CONVEX = "convex"
+    ZSCORE = "zscore"
+    RRF = "rrf"
 
 
 def ask(
@@ -28,12 +35,31 @@ def ask(
         float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds; past them nobody works on it any longer.")
     ] = 30,
     stream: Annotated[bool, typer.Option("--stream", help="Show the answer's text as it is made.")] = False,
+    fusion: Annotated[
+        Method | None,
+        typer.Option("--fusion", help="How the two ranked lists become one; the deployment's by default."),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", min=0, max=1, help="The weight of the vectors; 0 is keywords alone.")
+    ] = None,
+    rerank: Annotated[
+        bool | None,
+        typer.Option("--rerank/--no-rerank", help="Whether the reranker has a say; the deployment's by default."),
+    ] = None,
+    expand: Annotated[
+        int, typer.Option("--expand", min=0, max=5, help="Neighbours on each side that are shown with a hit.")
+    ] = 0,
+    max_per_document: Annotated[
+        int | None, typer.Option("--max-per-document", min=1, help="Hits of one document at most.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show how each hit came to its place.")] = False,
     json: Json = False,
 ) -> None:
     """Ask the documents; the answer quotes what it rests on.
 
     The query goes out on `queries` and the reply comes on `replies`, as any app would do it.
     """
+    from headrace.auth import Bearer
     from headrace.cli.answers import print_answer
     from headrace.cli.asking import Asker
     from headrace.config import load_settings
@@ -47,10 +73,17 @@ def ask(
         mode="search" if search else "answer",
         top_k=top_k,
         filters=_filters(conditions or [], filters),
+        fusion=_fusion(fusion, alpha),
+        rerank=rerank,
+        expand=expand,
+        max_per_document=max_per_document,
+        highlight=True,
+        explain=explain,
         stream=stream,
         request_id=str(uuid.uuid4()),
     )
-    with Asker(load_settings().kafka) as asker:
+    settings = load_settings()
+    with Asker(settings.kafka, Bearer(settings.auth)) as asker:
         answer = asker.ask(query, timeout_s=timeout, on_piece=_print_piece if stream and not json else None)
     if stream and not json:
         sys.stderr.write("\n\n")
@@ -79,10 +112,20 @@ def _filters(conditions: list[str], given: str | None) -> dict[str, Any]:
         raise typer.BadParameter(str(exc), param_hint="--filter") from exc
 
 
+def _fusion(method: Method | None, alpha: float | None) -> "Fusion | None":
+    from schemas import Fusion
+
+    if method is None and alpha is None:
+        return None
+    if method == Method.RRF and alpha is not None:
+        raise typer.BadParameter("reciprocal rank fusion has no weights", param_hint="--alpha")
+    return Fusion(method=(method or Method.CONVEX).value, alpha=0.5 if alpha is None else alpha)
+
+
 def _print_piece(piece: "Answer | Delta") -> None:
     """The text so far goes to stderr: the whole answer follows on stdout, with its citations."""
     from schemas import Delta
 
-    if isinstance(piece, Delta):
-        sys.stderr.write(piece.delta)
-        sys.stderr.flush()
+    # A stream that broke off begins again with its hits: what was shown of it doesn't count.
+    sys.stderr.write(piece.delta if isinstance(piece, Delta) else "\n")
+    sys.stderr.flush()

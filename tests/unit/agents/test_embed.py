@@ -46,6 +46,17 @@ async def test_every_chunk_gets_the_vector_of_its_text() -> None:
         assert (unpack_vectors(message.vectors, message.dimension) == expected).all()
 
 
+async def test_a_chunk_is_embedded_in_the_context_that_the_encoder_names() -> None:
+    class Titled(FakeEncoder):
+        identity = EncoderIdentity(name="test/titled", dimension=4, normalised=True, context="title")
+
+    encoder = Titled()
+    [found] = embedded(await Embedder(encoder=encoder).work([item(batch("a", "b"))]))
+    assert encoder.calls == [["T a", "T b"]]
+    assert [chunk.text for chunk in found.chunks] == ["a", "b"]
+    assert found.encoder == "test/titled+title"
+
+
 async def test_a_batch_keeps_all_that_it_had() -> None:
     sent = batch("a", "b", first=64)
     [found] = embedded(await Embedder(encoder=FakeEncoder()).work([item(sent)]))
@@ -72,7 +83,9 @@ async def test_what_would_be_too_large_with_its_vectors_travels_in_several_recor
     class Wide(FakeEncoder):
         identity = EncoderIdentity(name="test/wide", dimension=4096, normalised=True)
 
-        def encode(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
+        def encode(
+            self, texts: Sequence[str], *, contexts: Sequence[str] | None = None, truncate: bool = False
+        ) -> Vectors:
             return np.tile(np.arange(len(texts), dtype=np.float32)[:, None], 4096)
 
     outgoing = await Embedder(encoder=Wide()).work([item(batch(*(["text"] * 64), first=64))])

@@ -1,5 +1,6 @@
+import asyncio
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -7,11 +8,14 @@ import msgspec
 import orjson
 import pytest
 
-from agents.query import QueryAnswerer
+from agents.query import Responder
 from agents.stage import Item, Outgoing, check_size
 from headrace.errors import Misconfigured, Transient
+from headrace.llm.settings import LLMSettings
 from headrace.retrieval import Retriever
 from headrace.retrieval.settings import RetrievalSettings
+from headrace.serving import Answerer
+from headrace.serving.settings import QuerySettings
 from headrace.stores import Stored, TextRow, VectorRow
 from schemas import Answer, Attributes, Delta, Key, Live, Manifest, Revision, chunk_id, decode, revision_id
 from tests.fakes.encoder import FakeEncoder
@@ -29,15 +33,22 @@ class Bench:
     """An answerer over stores that hold one live document."""
 
     def __init__(self) -> None:
+        self.key: bytes | None = b"k"
         self.encoder = FakeEncoder()
         self.vectors = FakeVectorStore()
         manifests = FakeManifestStore()
         self.texts = FakeTextStore(manifests)
         self.partitions: dict[str, int] = {"p.replies": 4, "p.replies.shop": 2}
-        self.answerer = QueryAnswerer(
-            retriever=Retriever(self.vectors, self.texts, self.encoder, RetrievalSettings()),
-            encoder=self.encoder,
-            settings=RetrievalSettings(),
+        self.responder = Responder(
+            answerer=Answerer(
+                retriever=Retriever(self.vectors, self.texts, self.encoder, RetrievalSettings()),
+                encoder=self.encoder,
+                model=None,
+                authenticator=None,
+                retrieval=RetrievalSettings(),
+                llm=LLMSettings(),
+                settings=QuerySettings(),
+            ),
             names=Names("p."),
             partitions_of=self.partitions.get,
             clock_ms=lambda: NOW_MS,
@@ -77,8 +88,20 @@ class Bench:
         return await self.ask_all([(value, headers)])
 
     async def ask_all(self, asked: Sequence[tuple[bytes, dict[str, bytes]]]) -> list[Outgoing]:
-        records = [record(value, key=b"k", topic="queries", headers=tuple(h.items())) for value, h in asked]
-        return list(await self.answerer.work([Item(record=one, message=self.answerer.decode(one)) for one in records]))
+        """What is replied to each, in the order in which they were asked; all are served side by side."""
+
+        async def served(value: bytes, headers: dict[str, bytes]) -> list[Outgoing]:
+            replies: list[Outgoing] = []
+
+            async def write(outgoing: Iterable[Outgoing]) -> None:
+                replies.extend(outgoing)
+
+            one = record(value, key=self.key, topic="queries", headers=tuple(headers.items()))
+            await self.responder.serve(Item(record=one, message=self.responder.decode(one)), write)
+            return replies
+
+        replied = await asyncio.gather(*(served(value, headers) for value, headers in asked))
+        return [reply for replies in replied for reply in replies]
 
 
 @pytest.fixture
@@ -148,7 +171,7 @@ class TestAddress:
         def away(topic: str) -> int | None:
             raise Transient("kafka", "no broker answers")
 
-        bench.answerer = replace(bench.answerer, partitions_of=away)
+        bench.responder = replace(bench.responder, partitions_of=away)
         with pytest.raises(Transient):
             await bench.ask(query())
 
@@ -181,7 +204,7 @@ class TestRefusals:
         assert bench.encoder.calls == []
 
     async def test_a_deadline_to_come_is_no_matter(self, bench: Bench) -> None:
-        [sent] = await bench.ask(query(), **{"headrace.deadline": b"%d" % (NOW_MS + 1)})
+        [sent] = await bench.ask(query(), **{"headrace.deadline": b"%d" % (NOW_MS + 60_000)})
         assert error(sent) is None
 
     async def test_a_deadline_of_another_form_is_a_bad_request(self, bench: Bench) -> None:
@@ -245,13 +268,27 @@ class TestStreams:
         first, *pieces, last = sent
         whole = answer(last)
         assert whole.answer is not None
-        assert answer(first) == msgspec.structs.replace(whole, answer=None)
+        assert answer(first) == msgspec.structs.replace(whole, answer=None, timings_ms=answer(first).timings_ms)
         assert len(pieces) > 1
         assert "".join(decode(piece.value or b"", Delta).delta for piece in pieces) == whole.answer.text
         headers = [dict(one.headers) for one in sent]
         assert len({one["stream-id"] for one in headers}) == 1
         assert [int(one["stream-index"]) for one in headers] == list(range(len(sent)))
         assert [one["stream-last-message"] for one in headers] == [b"false"] * (len(sent) - 1) + [b"true"]
+
+    async def test_pieces_grow(self, bench: Bench) -> None:
+        bench.hold("The turbine " + "turns and " * 300 + "stops.")
+        _, *pieces, _, _ = await bench.ask(query(mode="answer", stream=True))
+        lengths = [len(decode(piece.value or b"", Delta).delta) for piece in pieces]
+        assert lengths == sorted(lengths)
+        assert lengths[0] < 50 < 500 < lengths[-1]
+
+    async def test_without_a_key_and_a_partition_all_of_it_goes_to_one_partition(self, bench: Bench) -> None:
+        bench.key = None
+        sent = await bench.ask(query(mode="answer", stream=True))
+        assert len(sent) > 2
+        [partition] = {one.partition for one in sent}
+        assert partition in range(4)
 
     async def test_an_error_is_a_stream_of_one(self, bench: Bench) -> None:
         [sent] = await bench.ask(query(stream=True, filters={"unknown": {"gt": 1}}))

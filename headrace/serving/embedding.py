@@ -1,0 +1,64 @@
+"""Questions that come together are embedded together."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.encoders import Encoder
+
+Vector: TypeAlias = npt.NDArray[np.float32]
+
+BATCH = 64
+
+
+class QueryEmbedder:
+    """Embeds in a thread of its own, so the model works on one batch at a time; what comes meanwhile is the next batch.
+
+    A question that finds the model idle waits `linger_s` for others, and no longer. To be used from one event loop.
+    """
+
+    def __init__(self, encoder: Encoder, *, linger_s: float) -> None:
+        self._encoder = encoder
+        self._linger_s = linger_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed-queries")
+        self._asked: list[tuple[str, asyncio.Future[Vector]]] = []
+        self._working: asyncio.Task[None] | None = None
+
+    async def embed(self, question: str) -> Vector:
+        """One vector. A question whose asker was cancelled before its batch began is not embedded."""
+        embedded: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()
+        self._asked.append((question, embedded))
+        if self._working is None:
+            self._working = asyncio.create_task(self._work())
+        return await embedded
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.sleep(self._linger_s)
+            while self._asked:
+                batch = [asked for asked in self._asked[:BATCH] if not asked[1].done()]
+                del self._asked[:BATCH]
+                if batch:
+                    questions = [question for question, _ in batch]
+                    try:
+                        vectors = await loop.run_in_executor(self._thread, self._encoder.encode_queries, questions)
+                    except Exception as error:  # noqa: BLE001  each asker gets it
+                        _fail(batch, error)
+                        continue
+                    for (_, embedded), vector in zip(batch, vectors, strict=True):
+                        if not embedded.done():
+                            embedded.set_result(vector)
+        finally:
+            self._working = None
+            _fail(self._asked, RuntimeError("the embedder was stopped"))
+            self._asked.clear()
+
+
+def _fail(batch: list[tuple[str, asyncio.Future[Vector]]], error: Exception) -> None:
+    for _, embedded in batch:
+        if not embedded.done():
+            embedded.set_exception(error)
