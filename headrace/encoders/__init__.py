@@ -2,6 +2,7 @@
 torch is loaded when a SentenceTransformerEncoder is built, not before.
 """
 
+from headrace.encoders.context import context_of
 from headrace.encoders.model import encoder_identity, max_tokens, model_folder, model_name
 from headrace.encoders.port import Encoder, Vectors
 from headrace.encoders.sentence_transformer import SentenceTransformerEncoder
@@ -10,6 +11,7 @@ __all__ = [
     "Encoder",
     "SentenceTransformerEncoder",
     "Vectors",
+    "context_of",
     "encoder_identity",
     "max_tokens",
     "model_folder",

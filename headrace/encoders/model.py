@@ -48,7 +48,12 @@ def encoder_identity(settings: EncoderSettings) -> EncoderIdentity:
 
     Raises Misconfigured when the model can't be found, or its files don't say how long its vectors are.
     """
-    return EncoderIdentity(name=model_name(settings), dimension=dimension(model_folder(settings)), normalised=True)
+    return EncoderIdentity(
+        name=model_name(settings),
+        dimension=dimension(model_folder(settings)),
+        normalised=True,
+        context=settings.context,
+    )
 
 
 def dimension(folder: Path) -> int:
@@ -85,13 +90,23 @@ def window(folder: Path) -> int:
     cut = _read(folder / "sentence_bert_config.json").get("max_seq_length")
     if isinstance(cut, int):
         return cut
-    positions = _read(folder / "config.json").get("max_position_embeddings")
+    length = _positions(folder)
+    if length is None:
+        raise Misconfigured(f"encoder.model: the files in {folder} don't say how many tokens the model reads")
+    return length
+
+
+def positions(folder: Path) -> int:
+    """Tokens that the network has places for: at least `window`, and often more than sentence-transformers cuts at."""
+    return max(window(folder), _positions(folder) or 0)
+
+
+def _positions(folder: Path) -> int | None:
+    own = _read(folder / "config.json").get("max_position_embeddings")
     # RoBERTa has two positions more than it can use; its tokenizer knows. Others say 10^30 there for "no limit".
     length = _read(folder / "tokenizer_config.json").get("model_max_length")
-    known = [int(number) for number in (positions, length) if isinstance(number, (int, float))]
-    if not known:
-        raise Misconfigured(f"encoder.model: the files in {folder} don't say how many tokens the model reads")
-    return min(known)
+    known = [int(number) for number in (own, length) if isinstance(number, (int, float))]
+    return min(known) if known else None
 
 
 def prompts(folder: Path) -> Prompts:

@@ -25,11 +25,12 @@ class Encoder(Protocol):
     def max_tokens(self) -> int:
         """The longest text that is read whole, in the model's own tokens, its special ones included."""
 
-    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
-        """Passages, in the order given.
+    def encode(self, texts: Sequence[str], *, contexts: Sequence[str] | None = None, truncate: bool = False) -> Vectors:
+        """Passages, in the order given. `contexts` has for each what is read before it, and "" for nothing: as much of
+        it as there is room for beside the text, which is never cut for it.
 
         Raises Misconfigured when a text is longer than `max_tokens`: nothing of a document is dropped unnoticed. With
-        `truncate` such a text is cut at its end instead.
+        `truncate` such a text, its context included, is cut at its end instead.
         """
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:

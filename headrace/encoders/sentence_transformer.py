@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headrace.encoders.model import encoder_identity, load_tokenizer, max_tokens, model_folder, prompts, window
+from headrace.encoders.model import (
+    encoder_identity,
+    load_tokenizer,
+    max_tokens,
+    model_folder,
+    positions,
+    prompts,
+    window,
+)
 from headrace.encoders.port import Vectors
 from headrace.encoders.settings import EncoderSettings
 from headrace.errors import Misconfigured
@@ -17,6 +25,10 @@ from schemas import EncoderIdentity
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
+
+
+CONTEXT_TOKENS = 64
+"""Of a context at most: 19 titles of 20 in SciFact have fewer than 40."""
 
 
 class SentenceTransformerEncoder:
@@ -35,6 +47,7 @@ class SentenceTransformerEncoder:
         self._cutting = load_tokenizer(folder)
         self._cutting.enable_truncation(window(folder))
         self._window = window(folder)
+        self._positions = positions(folder)
         self._max_tokens = max_tokens(folder)
         self._prompts = prompts(folder)
         self._settings = settings
@@ -69,8 +82,10 @@ class SentenceTransformerEncoder:
     def max_tokens(self) -> int:
         return self._max_tokens
 
-    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
-        return self._encode(texts, self._prompts.passage, truncate=truncate)
+    def encode(self, texts: Sequence[str], *, contexts: Sequence[str] | None = None, truncate: bool = False) -> Vectors:
+        if contexts is None or not any(contexts):
+            return self._encode(texts, self._prompts.passage, truncate=truncate)
+        return self._vectors(self._tokens_in_context(texts, contexts, truncate=truncate))
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         return self._encode(texts, self._prompts.query, truncate=True)
@@ -90,6 +105,44 @@ class SentenceTransformerEncoder:
                 f"chunks of at most {self._max_tokens} tokens do; give all workers the same HEADRACE_ENCODER__MODEL"
             )
         return rows
+
+    def _tokens_in_context(self, texts: Sequence[str], contexts: Sequence[str], *, truncate: bool) -> list[list[int]]:
+        """Each text behind its context, which may reach into positions that passages alone leave free.
+
+        all-MiniLM-L6-v2 has 512 of them and passages of at most 256 tokens.
+        """
+        prompt = self._prompts.passage
+        shortened = {context: self._first_tokens(context, CONTEXT_TOKENS) for context in set(contexts)}
+        before = [shortened[context] for context in contexts]
+        joined = self._joined(prompt, before, texts)
+        if truncate:
+            return self._tokens(joined, truncate=True)
+        rows = [encoding.ids for encoding in self._whole.encode_batch_fast(joined)]
+        long = [place for place, row in enumerate(rows) if len(row) > self._window]
+        if not long:
+            return rows
+        alone = self._tokens([prompt + texts[place] for place in long], truncate=False)
+        for place, own in zip(long, alone, strict=True):
+            if len(rows[place]) > self._positions:
+                # One token less than there is room for: some tokenizers join what meets.
+                fits = self._first_tokens(before[place], self._positions - len(own) - 1)
+                [joint] = self._joined(prompt, [fits], [texts[place]])
+                again = self._whole.encode(joint).ids
+                rows[place] = again if fits and len(again) <= self._positions else own
+        return rows
+
+    def _joined(self, prompt: str, before: Sequence[str], texts: Sequence[str]) -> list[str]:
+        return [
+            f"{prompt}{context} {text}" if context else prompt + text
+            for context, text in zip(before, texts, strict=True)
+        ]
+
+    def _first_tokens(self, text: str, count: int) -> str:
+        """The text up to the end of its so many'th token."""
+        if count <= 0:
+            return ""
+        ends = [end for _, end in self._whole.encode(text, add_special_tokens=False).offsets]
+        return text if len(ends) <= count else text[: ends[count - 1]]
 
     def _vectors(self, rows: list[list[int]]) -> Vectors:
         """Rows of token ids to vectors (len(rows) x dimension), in the order of the rows."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from headrace.encoders import Encoder, SentenceTransformerEncoder
+from headrace.encoders.sentence_transformer import CONTEXT_TOKENS
 from headrace.encoders.settings import EncoderSettings
 from headrace.errors import Misconfigured
 from schemas import EncoderIdentity
@@ -19,7 +20,7 @@ def encoder() -> SentenceTransformerEncoder:
 def test_it_is_an_encoder_that_names_the_model_and_not_this_machine(encoder: SentenceTransformerEncoder) -> None:
     port: Encoder = encoder
     assert port.identity == EncoderIdentity(
-        name="sentence-transformers/all-MiniLM-L6-v2", dimension=384, normalised=True
+        name="sentence-transformers/all-MiniLM-L6-v2", dimension=384, normalised=True, context="title"
     )
     assert port.max_tokens == 256
 
@@ -48,6 +49,42 @@ def test_a_passage_is_never_cut_unnoticed(encoder: SentenceTransformerEncoder) -
     assert encoder.encode([fits]).shape == (1, 384)
     with pytest.raises(Misconfigured, match="257 tokens does not fit the encoder, which reads 256"):
         encoder.encode([fits, too_long])
+
+
+def test_a_context_is_read_before_the_text(encoder: SentenceTransformerEncoder) -> None:
+    apart = encoder.encode(["Oil it daily.", "Bread is baked."], contexts=["Pump 7", ""])
+    assert apart == pytest.approx(encoder.encode(["Pump 7 Oil it daily.", "Bread is baked."]), abs=1e-5)
+
+
+def test_a_text_that_fills_the_window_keeps_its_end_beside_a_context(encoder: SentenceTransformerEncoder) -> None:
+    first, last = "water " * 254, "water " * 253 + "bread"
+    alike, other = encoder.encode([first, last], contexts=["Pump 7", "Pump 7"])
+    plain, _ = encoder.encode([first, last])
+    assert float(alike @ plain) < 0.9999
+    assert float(alike @ other) < 0.9999
+
+
+def test_only_so_much_of_a_long_context_is_read(encoder: SentenceTransformerEncoder) -> None:
+    read, unread = "pump " * CONTEXT_TOKENS, "bread " * 1000
+    [whole, cut] = encoder.encode(["Oil it."] * 2, contexts=[read, read + unread])
+    assert cut == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_context_gives_way_where_the_network_has_no_room(
+    encoder: SentenceTransformerEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "water " * 250
+    monkeypatch.setattr(encoder, "_positions", 256)
+    [squeezed] = encoder.encode([text], contexts=["pump " * 20])
+    [expected] = encoder.encode([text], contexts=["pump pump pump"])
+    assert squeezed == pytest.approx(expected, abs=1e-5)
+    full = "water " * 254
+    assert encoder.encode([full], contexts=["pump"]) == pytest.approx(encoder.encode([full]), abs=1e-5)
+
+
+def test_a_text_too_long_is_refused_with_a_context_too(encoder: SentenceTransformerEncoder) -> None:
+    with pytest.raises(Misconfigured, match="257 tokens does not fit"):
+        encoder.encode(["water " * 255], contexts=["pump"])
 
 
 def test_a_question_that_is_too_long_is_cut_at_its_end(encoder: SentenceTransformerEncoder) -> None:

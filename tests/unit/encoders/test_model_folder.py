@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from headrace.encoders import encoder_identity, max_tokens, model_folder, model_name
-from headrace.encoders.model import dimension, prompts, window
+from headrace.encoders.model import dimension, positions, prompts, window
 from headrace.encoders.settings import EncoderSettings
 from headrace.errors import Misconfigured
 from schemas import EncoderIdentity
@@ -116,7 +116,7 @@ def test_a_model_that_says_no_limit_is_refused(folder: Path) -> None:
 
 def test_the_identity_is_known_without_the_model_running() -> None:
     assert encoder_identity(DEFAULT) == EncoderIdentity(
-        name="sentence-transformers/all-MiniLM-L6-v2", dimension=384, normalised=True
+        name="sentence-transformers/all-MiniLM-L6-v2", dimension=384, normalised=True, context="title"
     )
 
 
@@ -150,6 +150,21 @@ def test_the_last_layer_that_shapes_the_vectors_tells_their_dimension(
         (folder / path).mkdir()
         write(folder / path / "config.json", config)
     assert dimension(folder) == expected
+
+
+def test_the_network_may_have_more_places_than_passages_take(folder: Path) -> None:
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 256})
+    assert positions(folder) == 256
+    write(folder / "config.json", {"max_position_embeddings": 514})
+    write(folder / "tokenizer_config.json", {"model_max_length": 512})
+    assert positions(folder) == 512
+    write(folder / "tokenizer_config.json", {"model_max_length": 128})
+    assert positions(folder) == 256
+
+
+def test_vectors_of_another_context_are_of_another_recipe() -> None:
+    bare = encoder_identity(EncoderSettings(context="none"))
+    assert (bare.recipe, encoder_identity(DEFAULT).recipe) == (bare.name, f"{bare.name}+title")
 
 
 def test_a_passages_prompt_takes_its_tokens_from_the_passage(folder: Path) -> None:
