@@ -57,12 +57,11 @@ def build_reranker(settings: Settings) -> Reranker | None:
     return CrossEncoderReranker(settings.rerank)
 
 
-def build_retriever(settings: Settings, encoder: Encoder) -> Retriever:
+def build_retriever(settings: Settings) -> Retriever:
     stores = settings.stores
     return Retriever(
         build_vectors(settings),
         build_texts(settings),
-        encoder,
         settings.retrieval,
         reranker=build_reranker(settings),
         rerank=settings.rerank,
@@ -76,10 +75,9 @@ def build_language_model(settings: Settings) -> LanguageModel | None:
 
 
 def build_answerer(settings: Settings) -> Answerer:
-    encoder = build_encoder(settings)
     return Answerer(
-        retriever=build_retriever(settings, encoder),
-        encoder=encoder,
+        retriever=build_retriever(settings),
+        encoder=build_encoder(settings),
         model=build_language_model(settings),
         authenticator=build_authenticator(settings),
         retrieval=settings.retrieval,

@@ -15,7 +15,7 @@ from headrace.config import load_settings
 from headrace.errors import Misconfigured
 from headrace.rerank import Reranker, RerankSettings
 from headrace.rerank.cross_encoder import CrossEncoderReranker
-from headrace.retrieval import Retriever
+from headrace.retrieval import Found, Retriever
 from headrace.retrieval.settings import RetrievalSettings
 from headrace.stores import Stored, TextRow, VectorRow
 from schemas import Attributes, Key, Live, Manifest, Query, Revision, chunk_id, revision_id
@@ -142,8 +142,8 @@ def test_nothing_to_score_is_an_empty_array(reranker: CrossEncoderReranker) -> N
 async def test_it_reorders_the_hits_of_a_search(reranker: CrossEncoderReranker) -> None:
     passages = ["corn mill bread", "dog cat road", "iron river stone", "ship sail wind"]
     retriever = searching(passages, reranker, candidates=3)
-    [first] = await found(retriever, "river", rerank=False)
-    [reranked] = await found(retriever, "river", rerank=None)
+    first = await found(retriever, "river", rerank=False)
+    reranked = await found(retriever, "river", rerank=None)
     assert [hit.text for hit in first.hits] == passages
     assert [hit.text for hit in reranked.hits] == [passages[2], passages[0], passages[1], passages[3]]
     assert reranked.degraded == []
@@ -154,9 +154,9 @@ async def test_it_reorders_the_hits_of_a_search(reranker: CrossEncoderReranker) 
 
 def searching(passages: list[str], reranker: Reranker, *, candidates: int) -> Retriever:
     """Vectors find the passages in the order given; words find nothing."""
-    vectors, texts, encoder = FakeVectorStore(), FakeTextStore(), FakeEncoder()
+    vectors, texts = FakeVectorStore(), FakeTextStore()
     revision = Revision(version=1, timestamp=1, offset=1, fingerprint="f")
-    asked = encoder.encode_queries(["river"])[0]
+    asked = FakeEncoder().vector("river")
     away = np.roll(asked, 1)
     for place, passage in enumerate(passages):
         key = Key("t", f"d{place}")
@@ -176,15 +176,15 @@ def searching(passages: list[str], reranker: Reranker, *, candidates: int) -> Re
     return Retriever(
         vectors,
         texts,
-        encoder,
         RetrievalSettings(alpha=1.0),
         reranker=reranker,
         rerank=RerankSettings(enabled=True, candidates=candidates, weight=0.8),
     )
 
 
-async def found(retriever: Retriever, question: str, *, rerank: bool | None) -> list:
-    return await retriever.search_many([Query(query=question, tenant="t", top_k=4, rerank=rerank)])
+async def found(retriever: Retriever, question: str, *, rerank: bool | None) -> Found:
+    query = Query(query=question, tenant="t", top_k=4, rerank=rerank)
+    return await retriever.search(query, FakeEncoder().vector(question))
 
 
 def test_a_model_that_is_not_there_is_told_at_the_start_and_only_where_one_is_wanted(

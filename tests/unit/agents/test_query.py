@@ -1,5 +1,6 @@
 import asyncio
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -41,7 +42,7 @@ class Bench:
         self.partitions: dict[str, int] = {"p.replies": 4, "p.replies.shop": 2}
         self.responder = Responder(
             answerer=Answerer(
-                retriever=Retriever(self.vectors, self.texts, self.encoder, RetrievalSettings()),
+                retriever=Retriever(self.vectors, self.texts, RetrievalSettings()),
                 encoder=self.encoder,
                 model=None,
                 authenticator=None,
@@ -203,6 +204,18 @@ class TestRefusals:
         assert (error(sent), answer(sent).request_id) == ("deadline_exceeded", "r")
         assert bench.encoder.calls == []
 
+    async def test_what_is_too_late_when_it_is_embedded_is_not_searched_for(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        let_go, encode, searched = threading.Event(), bench.encoder.encode_queries, list[str]()
+        monkeypatch.setattr(bench.encoder, "encode_queries", lambda texts: (let_go.wait(30), encode(texts))[1])
+        monkeypatch.setattr(bench.texts, "search", lambda _, text, **__: (searched.append(text), [])[1])
+        [late] = await bench.ask(query("late"), **{"headrace.deadline": b"%d" % (NOW_MS + 50)})
+        let_go.set()
+        [in_time] = await bench.ask(query("in time"))
+        assert (error(late), error(in_time)) == ("deadline_exceeded", None)
+        assert searched == ["in time"]
+
     async def test_a_deadline_to_come_is_no_matter(self, bench: Bench) -> None:
         [sent] = await bench.ask(query(), **{"headrace.deadline": b"%d" % (NOW_MS + 60_000)})
         assert error(sent) is None
@@ -217,6 +230,12 @@ class TestAnswers:
         [sent] = await bench.ask(query(request_id="r"))
         found = answer(sent)
         assert ([hit.text for hit in found.hits], found.answer, found.request_id) == ([TEXT], None, "r")
+
+    async def test_the_time_of_every_step_is_told(self, bench: Bench) -> None:
+        [sent] = await bench.ask(query(mode="answer"))
+        timings = answer(sent).timings_ms
+        assert list(timings) == ["wait", "embed", "milvus", "opensearch", "read", "fuse", "answer", "total"]
+        assert timings["total"] >= max(timings.values())
 
     async def test_an_answer_cites_its_hits(self, bench: Bench) -> None:
         [sent] = await bench.ask(query(mode="answer"))

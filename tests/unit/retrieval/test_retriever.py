@@ -1,7 +1,6 @@
 import asyncio
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,16 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from headrace.encoders import Vectors
 from headrace.errors import Misconfigured, Transient
 from headrace.rerank import RerankSettings
-from headrace.retrieval import DeadlineExceeded, Found, Retriever
+from headrace.retrieval import Found, Retriever
 from headrace.retrieval.settings import RetrievalSettings
 from headrace.stores.filters import Filters
 from headrace.stores.ports import Candidate, StoreCount, TextRow, VectorRow
 from schemas import (
     Attributes,
-    EncoderIdentity,
     Explanation,
     Fusion,
     Highlight,
@@ -35,6 +32,7 @@ from schemas import (
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TENANT = "acme"
+VECTOR = np.array([1, 0], dtype=np.float32)
 
 
 def revision(version: int) -> Revision:
@@ -60,21 +58,6 @@ def live(doc_id: str, version: int = 1, *, deleted: bool = False, chunks: int = 
     return Manifest(
         tenant=TENANT, doc_id=doc_id, live=Live(revision=revision(version), chunks=chunks, at=NOW, deleted=deleted)
     )
-
-
-class FakeEncoder:
-    identity = EncoderIdentity(name="fake", dimension=2, normalised=True)
-    max_tokens = 8
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-
-    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
-        raise AssertionError("a search encodes questions only")
-
-    def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        self.calls.append(list(texts))
-        return np.tile(np.array([[1, 0]], dtype=np.float32), (len(texts), 1))
 
 
 class FakeStore:
@@ -111,7 +94,7 @@ class FakeVectorStore(FakeStore):
     def upsert(self, tenant: str, rows: Sequence[VectorRow]) -> None: ...
 
     def search(self, tenant: str, vector: npt.NDArray[np.float32], *, limit: int, filters: Filters) -> list[Candidate]:
-        assert vector.shape == (2,)
+        assert vector is VECTOR
         return self.found(tenant, limit, with_row=False)
 
 
@@ -166,6 +149,21 @@ class FakeReranker:
         return np.array([self.liked.get(passage, 0.0) for _, passage in pairs], dtype=np.float32)
 
 
+class Hang:
+    """Calls that have to go past it wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.let_go = threading.Event(), threading.Event()
+
+    def before(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def waiting(*args: Any, **named: Any) -> Any:
+            self.begun.set()
+            self.let_go.wait(30)
+            return call(*args, **named)
+
+        return waiting
+
+
 RERANK = RerankSettings(enabled=True, candidates=2, weight=0.6)
 
 
@@ -177,7 +175,6 @@ class World:
         self.opensearch = FakeTextStore(*bm25)
         self.opensearch.rows = {one.id: one for one in [*dense, *bm25]}
         self.opensearch.manifests = {one.doc_id: one for one in manifests}
-        self.encoder = FakeEncoder()
         self.reranker = FakeReranker()
         self.retriever = self.made()
 
@@ -185,17 +182,13 @@ class World:
         return Retriever(
             self.milvus,
             self.opensearch,
-            self.encoder,
             RetrievalSettings(**{"candidates": 4, "breaker_reset_s": 0.05} | settings),
             reranker=self.reranker if reranker else None,
             rerank=rerank,
         )
 
     async def search(self, **query: Any) -> Found:
-        [found] = await self.retriever.search_many([Query(**{"query": "?", "tenant": TENANT, "top_k": 2, **query})])
-        if isinstance(found, Exception):
-            raise found
-        return found
+        return await self.retriever.search(Query(**{"query": "?", "tenant": TENANT, "top_k": 2, **query}), VECTOR)
 
     async def order(self, **query: Any) -> list[tuple[str, int]]:
         return [(hit.doc_id, hit.ordinal) for hit in (await self.search(**query)).hits]
@@ -372,42 +365,52 @@ async def test_a_bad_filter_is_refused_before_anything_is_asked() -> None:
     assert here.milvus.limits == []
 
 
-async def test_a_batch_is_embedded_in_one_call_and_one_bad_query_is_its_own_failure() -> None:
-    here = world()
-    queries = [
-        Query(query="one", tenant=TENANT),
-        Query(query="two", tenant=TENANT, filters={"colour": "blue"}),
-        Query(query="three", tenant="empty"),
-    ]
-    first, bad, third = await here.retriever.search_many(queries)
-    assert isinstance(first, Found)
-    assert isinstance(bad, ValueError)
-    assert isinstance(third, Found)
-    assert (len(first.hits), len(third.hits)) == (3, 0)
-    assert here.encoder.calls == [["one", "three"]]
-
-
 async def test_the_time_of_every_step_is_told() -> None:
     timings = (await world().search()).timings_ms
-    assert list(timings) == ["embed", "milvus", "opensearch", "read", "fuse", "total"]
-    assert timings["total"] >= max(timings.values())
+    assert list(timings) == ["milvus", "opensearch", "read", "fuse"]
 
 
-async def test_a_search_that_is_given_up_ends() -> None:
-    here = world()
-    task = asyncio.ensure_future(here.search())
-    await asyncio.sleep(0)
-    task.cancel()
+@pytest.mark.parametrize("at", ["search", "live check"])
+async def test_a_search_that_is_given_up_asks_for_nothing_more(at: str) -> None:
+    here, hang = world(), Hang()
+    here.retriever = here.made(reranker=True, threads=1)
+    if at == "search":
+        here.milvus.search = hang.before(here.milvus.search)  # type: ignore[method-assign]
+    else:
+        here.opensearch.read = hang.before(here.opensearch.read)  # type: ignore[method-assign]
+    given_up = asyncio.ensure_future(here.search(highlight=True))
+    assert await asyncio.to_thread(hang.begun.wait, 10)
+    given_up.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await task
+        await given_up
+    hang.let_go.set()
+    await here.search(highlight=True)
+    reads = {"search": 1, "live check": 2}[at]
+    asked = (len(here.opensearch.reads), len(here.reranker.pairs), len(here.opensearch.highlighted))
+    assert asked == (reads, RERANK.candidates, 1), "all but the read that hung are the second search's"
+
+
+async def test_a_search_that_is_given_up_while_others_hold_all_threads_never_takes_one() -> None:
+    here, hang = world(), Hang()
+    here.retriever = here.made(threads=1)
+    here.milvus.search = hang.before(here.milvus.search)  # type: ignore[method-assign]
+    patient = asyncio.ensure_future(here.search())
+    assert await asyncio.to_thread(hang.begun.wait, 10)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await here.search()
+    assert not patient.done()
+    hang.let_go.set()
+    assert (await patient).degraded == []
+    await here.search()
+    assert len(here.milvus.limits) == 2, "the only thread went from the first search to the last"
 
 
 async def test_of_queries_that_come_together_the_later_ones_do_not_wait_for_a_store_that_was_away() -> None:
     here = world()
     here.milvus.away = away("milvus")
-    queries = [Query(query="words", tenant=TENANT) for _ in range(200)]
-    found = await here.retriever.search_many(queries)
-    assert [one.degraded for one in found if isinstance(one, Found)] == [["milvus"]] * 200
+    found = await asyncio.gather(*(here.search() for _ in range(200)))
+    assert [one.degraded for one in found] == [["milvus"]] * 200
     assert len(here.milvus.limits) < 100
     here.milvus.away = None
     await asyncio.sleep(0.06)
@@ -596,71 +599,17 @@ async def test_highlights_of_all_hits_come_with_one_question() -> None:
     assert here.opensearch.highlighted == [("words", [first.chunk_id, second.chunk_id])]
 
 
-async def test_a_query_whose_time_has_passed_is_neither_embedded_nor_searched_for() -> None:
-    here = world()
-    queries = [Query(query=text, tenant=TENANT) for text in ("late", "in time", "any time")]
-    late, in_time, any_time = await here.retriever.search_many(queries, [-1.0, 60.0, None])
-    assert isinstance(late, DeadlineExceeded)
-    assert isinstance(in_time, Found)
-    assert isinstance(any_time, Found)
-    assert here.encoder.calls == [["in time", "any time"]]
-    assert len(here.milvus.limits) == 2
-
-
-async def test_queries_that_are_all_too_late_ask_nothing_at_all() -> None:
-    here = world()
-    assert isinstance(
-        (await here.retriever.search_many([Query(query="late", tenant=TENANT)], [0.0]))[0], DeadlineExceeded
-    )
-    assert (here.encoder.calls, here.milvus.limits) == ([], [])
-
-
-async def test_a_query_whose_time_passes_while_its_vector_is_made_is_not_searched_for() -> None:
-    here = world()
-    encode = here.encoder.encode_queries
-    here.encoder.encode_queries = lambda texts: (time.sleep(0.1), encode(texts))[1]
-    queries = [Query(query=text, tenant=TENANT) for text in ("late", "in time")]
-    late, in_time = await here.retriever.search_many(queries, [0.05, None])
-    assert isinstance(late, DeadlineExceeded)
-    assert isinstance(in_time, Found)
-    assert len(here.milvus.limits) == 1
-
-
-async def test_a_query_whose_time_passes_while_a_store_hangs_is_given_up_alone() -> None:
-    here = world()
-    hang = threading.Event()
-    search = here.milvus.search
-    here.milvus.search = lambda *args, **kwargs: (hang.wait(10), search(*args, **kwargs))[1]
-    queries = [Query(query=text, tenant=TENANT) for text in ("impatient", "patient")]
-    waiting = asyncio.ensure_future(here.retriever.search_many(queries, [0.1, None]))
-    await asyncio.sleep(0.2)
-    hang.set()
-    impatient, patient = await waiting
-    assert isinstance(impatient, DeadlineExceeded)
-    assert isinstance(patient, Found)
-
-
-async def test_embedding_and_searching_can_be_done_apart() -> None:
-    here = world()
-    vectors = await here.retriever.embed(["one", "two"])
-    assert (vectors.shape, here.encoder.calls) == ((2, 2), [["one", "two"]])
-    found = await here.retriever.search(Query(query="one", tenant=TENANT, top_k=2), vectors[0])
-    assert len(found.hits) == 2
-    assert list(found.timings_ms) == ["milvus", "opensearch", "read", "fuse"]
-
-
 async def test_a_store_that_hangs_holds_up_neither_the_other_nor_the_live_check() -> None:
     here = world()
     here.retriever = here.made(threads=2, breaker_failures=1000)
-    hang = threading.Event()
-    hanging = here.milvus.search
-    here.milvus.search = lambda *args, **kwargs: (hang.wait(30), hanging(*args, **kwargs))[1]
-    fifty = asyncio.ensure_future(here.retriever.search_many([Query(query="?", tenant=TENANT)] * 50))
+    search, hang = here.milvus.search, Hang()
+    here.milvus.search = hang.before(search)  # type: ignore[method-assign]
+    fifty = asyncio.gather(*(here.search() for _ in range(50)))
     while len(here.opensearch.limits) < 50:  # noqa: ASYNC110  threads count there
         await asyncio.sleep(0.01)
-    here.milvus.search = hanging
+    here.milvus.search = search  # type: ignore[method-assign]
     assert not fifty.done()
     rows, _ = await here.retriever._sources.live.ask(lambda: here.opensearch.read(TENANT, [A.id], []))
     assert list(rows) == [A.id]
-    hang.set()
-    assert all(isinstance(found, Found) for found in await fifty)
+    hang.let_go.set()
+    assert [found.degraded for found in await fifty] == [[]] * 50
