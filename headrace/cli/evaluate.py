@@ -291,13 +291,17 @@ class _Run:
     def sweep(self, limit: int | None) -> "tuple[Report, Tuned]":
         from msgspec.structs import replace
 
-        from headrace.cli.evaluating import tune
+        from headrace.cli.evaluating import Trial, tune
         from headrace.evaluation import parse_setting
 
         train, test = _first(self._source.train, limit), _first(self._source.unseen, limit)
         if not train or not test:
             raise typer.BadParameter("there are too few questions to tune on some and report on others")
-        tuned = tune(self._interview, train, self._source.chunkings() or [self._default])
+
+        def tried(trial: Trial) -> None:
+            complain(f"{trial.chunking}, {trial.setting}: {trial.value:.4f}")
+
+        tuned = tune(self._interview, train, self._source.chunkings() or [self._default], tried=tried)
         reports = [
             self._interview(self._default).measure(parse_setting("default"), test),
             self._interview(tuned.chunking).measure(replace(tuned.setting, name="tuned"), test),

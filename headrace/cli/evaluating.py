@@ -203,6 +203,8 @@ def tune(
     interview: Callable[[Chunking], Interview],
     questions: Sequence[Question],
     chunkings: Sequence[Chunking],
+    *,
+    tried: Callable[[Trial], None] = lambda _: None,
 ) -> Tuned:
     """Chunks first, then the weights of the fusions, then how many passages are read; the earlier of equals wins.
 
@@ -218,6 +220,7 @@ def tune(
         report = interview(chunking).measure(setting, questions, at=depths)
         value = report.measures[measure].interval.mean
         trials.append(Trial(chunking=describe(chunking), setting=setting.name, value=value))
+        tried(trials[-1])
         if best is None or value > best[0]:
             best = (value, chunking, setting, report)
 
