@@ -58,6 +58,7 @@ def build_stage(name: str, settings: Settings) -> Stage[Any] | RequestStage[Any]
             return committer.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
         case "query":
             _checked(wiring.build_vectors(settings))
+            _checked(wiring.build_texts(settings))
             responder = Responder(
                 answerer=wiring.build_answerer(settings),
                 names=settings.kafka.names,

@@ -13,9 +13,10 @@ class RetrievalSettings(BaseModel):
     fusion: Literal["convex", "zscore", "rrf"] = "convex"
     """How the two ranked lists become one for queries that don't say; `convex` normalises scores by least and greatest,
     `zscore` by mean and deviation, `rrf` takes ranks alone."""
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """The dense scores' weight for queries that don't say; `rrf` has none."""
-    candidates: Annotated[int, Field(ge=1, le=1000)] = 100
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """The dense scores' weight for queries that don't say; `rrf` has none. The default is SciFact's best on its
+    training questions (docs/evaluation.md)."""
+    candidates: Annotated[int, Field(ge=1, le=1000)] = 200
     """Chunks asked of each store for a query; never fewer than its top_k."""
     threads: Annotated[int, Field(ge=1, le=256)] = 8
     """Calls that each of the two searches and the live check may have open at once. They are apart, so that a server

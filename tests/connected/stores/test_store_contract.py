@@ -464,6 +464,29 @@ class TestOpenSearch:
             assert {line["event"] for line in ours} <= {"index_keeps_its_analyzer"}
         assert len(french.search(tenant, "eine Mühle", limit=5, filters=Filters())) == 1
 
+    def test_an_index_of_an_earlier_headrace_is_refused_since_nothing_would_be_found_in_it(
+        self, settings: StoreSettings, tenant: str
+    ) -> None:
+        earlier = settings.model_copy(update={"prefix": f"old{tenant.replace('-', '')}_"})
+        index = f"{earlier.prefix}{tenant}_docs"
+        with opensearchpy.OpenSearch(settings.opensearch.url) as client:
+            client.indices.create(index=index, body={"mappings": {"properties": {"text": {"type": "text"}}}})
+            try:
+                with pytest.raises(Misconfigured, match=f"{index}: made by an earlier headrace"):
+                    OpenSearchTextStore(earlier).check()
+            finally:
+                client.indices.delete(index=index)
+
+    def test_a_title_is_searched_with_the_text(self, settings: StoreSettings, tenant: str) -> None:
+        store = OpenSearchTextStore(settings)
+        titled = msgspec.structs.replace(
+            text_row("t-0", text="It turns."), attributes=Attributes(created_at=NOW, title="Weirs")
+        )
+        store.upsert(tenant, [titled, text_row("t-1", text="It stands.")])
+        store.make_searchable(tenant)
+        found = store.search(tenant, "which weir?", limit=5, filters=Filters())
+        assert [candidate.id for candidate in found] == ["t-0"]
+
     def test_two_workers_that_are_first_at_once(self, settings: StoreSettings, tenant: str) -> None:
         stores = [OpenSearchTextStore(settings) for _ in range(4)]
         with ThreadPoolExecutor(4) as threads:
