@@ -1,6 +1,7 @@
 """`headrace evaluate`."""
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from headrace.cli.asking import Asker
     from headrace.cli.evaluating import Interview, Show, Tuned
     from headrace.config import Settings
-    from headrace.evaluation import Dataset, Question, Report, RetrievalSetting, SettingReport
+    from headrace.evaluation import Dataset, Question, Relevance, Report, RetrievalSetting, SettingReport
     from schemas import Chunking
+
+TOO_FEW = "there are too few questions to tune on some and report on others"
 
 
 def evaluate(
@@ -61,6 +64,15 @@ def evaluate(
             "(or half of the questions), and report on the others.",
         ),
     ] = False,
+    unanswerable: Annotated[
+        Path | None,
+        typer.Option(
+            "--unanswerable",
+            metavar="FILE",
+            help="Questions that these documents don't answer, a line each, or JSON Lines with `query` or `text`: tune "
+            'below which cosine the answer is "I don\'t know", too.',
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit-queries", min=1, metavar="N", help="Ask the first N questions only.")
     ] = None,
@@ -94,6 +106,8 @@ def evaluate(
     over the real topics. A run that was interrupted goes on where it was. A question that is not answered, or answered
     without one of the stores, ends the run: it would lower the measures and say nothing of the setting.
     """
+    from msgspec.structs import replace
+
     from headrace.cli.asking import Asker
     from headrace.cli.kafka import translated
     from headrace.config import load_settings
@@ -104,6 +118,7 @@ def evaluate(
     if (judgements is None) != (tenant is None):
         raise typer.BadParameter("goes with --judgements, which needs it", param_hint="--tenant")
     earlier = _baseline(baseline)
+    strangers = _unanswerable(unanswerable)
     if save is not None and not save.resolve().parent.is_dir():
         raise typer.BadParameter(f"{save.parent} is not a folder", param_hint="--save")
     settings = load_settings()
@@ -124,10 +139,12 @@ def evaluate(
         asker = opened.enter_context(Asker(settings.kafka, Bearer(settings.auth)))
         run = _Run(settings, source, asker, in_flight, timeout, show)
         try:
+            relevance = run.relevance(strangers, limit) if strangers else None
             report, tuned = run.sweep(limit) if sweep else (run.measure(ways, _first(source.test, limit)), None)
         finally:
             if not keep:
                 source.delete()
+    report = replace(report, relevance=relevance)
     _finish(report, tuned, earlier, source, save=save, keep=keep, json=json)
 
 
@@ -143,7 +160,7 @@ def _finish(
 ) -> None:
     import msgspec
 
-    from headrace.cli.evaluation_tables import print_comparison, print_report, print_tuned
+    from headrace.cli.evaluation_tables import print_comparison, print_relevance, print_report, print_tuned
     from headrace.evaluation import compare
 
     compared = compare(report, earlier) if earlier is not None else None
@@ -155,6 +172,8 @@ def _finish(
         if tuned is not None:
             print_tuned(out(), tuned, source.split)
         print_report(out(), report)
+        if report.relevance is not None:
+            print_relevance(out(), report.relevance)
         if compared is not None:
             print_comparison(out(), compared)
     if keep:
@@ -294,9 +313,7 @@ class _Run:
         from headrace.cli.evaluating import Trial, tune
         from headrace.evaluation import parse_setting
 
-        train, test = _first(self._source.train, limit), _first(self._source.unseen, limit)
-        if not train or not test:
-            raise typer.BadParameter("there are too few questions to tune on some and report on others")
+        train, test = self._sides(limit)
 
         def tried(trial: Trial) -> None:
             complain(f"{trial.chunking}, {trial.setting}: {trial.value:.4f}")
@@ -307,6 +324,29 @@ class _Run:
             self._interview(tuned.chunking).measure(replace(tuned.setting, name="tuned"), test),
         ]
         return self._report(reports, len(test), tuned.chunking), tuned
+
+    def relevance(self, unanswerable: "Sequence[Question]", limit: int | None) -> "Relevance":
+        from headrace.evaluation import Cosines, halves, tune_relevance
+
+        answerable = self._sides(limit)
+        others = [_first(side, limit) for side in halves(unanswerable)]
+        if not all(others):
+            raise typer.BadParameter(TOO_FEW, param_hint="--unanswerable")
+        interview = self._interview(self._default)
+        started = time.monotonic()
+        # Together, so that what goes wrong with one of them is seen beside all others.
+        sides = [*answerable, *others]
+        cosines = iter(interview.nearest([question for side in sides for question in side]))
+        known_train, known_test, train, test = ([next(cosines) for _ in side] for side in sides)
+        complain(f"relevance: {sum(map(len, sides)):,} questions in {time.monotonic() - started:.1f} s")
+        return tune_relevance(Cosines(known_train, train), Cosines(known_test, test))
+
+    def _sides(self, limit: int | None) -> "tuple[Sequence[Question], Sequence[Question]]":
+        """To tune on, and to report on."""
+        train, test = _first(self._source.train, limit), _first(self._source.unseen, limit)
+        if not train or not test:
+            raise typer.BadParameter(TOO_FEW)
+        return train, test
 
     def _interview(self, chunking: "Chunking") -> "Interview":
         from headrace.cli.evaluating import Interview
@@ -367,6 +407,16 @@ def _judgements(file: Path | None) -> "list[Question]":
 
     try:
         return read_judgements(file) if file is not None else []
+    except ValueError as exc:
+        raise HeadraceError(str(exc)) from exc
+
+
+def _unanswerable(file: Path | None) -> "list[Question]":
+    from headrace.errors import HeadraceError
+    from headrace.evaluation import read_unanswerable
+
+    try:
+        return read_unanswerable(file) if file is not None else []
     except ValueError as exc:
         raise HeadraceError(str(exc)) from exc
 

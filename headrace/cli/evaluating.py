@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from math import isfinite
 from typing import Protocol
 
 from headrace.cli.asking import Asker
@@ -21,6 +22,7 @@ from headrace.evaluation import (
     document_values,
     evidence_values,
     measured,
+    nearest,
 )
 from headrace.evaluation.measures import EVIDENCE_AT, RANKED
 from schemas import Answer, Chunking, Document, Fusion, Hit, Key, Query
@@ -98,6 +100,17 @@ class Interview:
             measures={name: measured(by_question) for name, by_question in values.items()},
             seconds=round(time.monotonic() - started, 1),
         )
+
+    def nearest(self, questions: Sequence[Question]) -> list[float]:
+        """The cosine of each and its nearest hit, asked as by an app that says nothing of how to search.
+
+        Raises HeadraceError as `measure` does, and where no hit at all has a cosine.
+        """
+        answers = self._answers("relevance", [Query(query=question.text, tenant=self.tenant) for question in questions])
+        cosines = [nearest(answer.hits) for answer in answers]
+        if not any(isfinite(cosine) for cosine in cosines):
+            raise HeadraceError(f"no hit of tenant {self.tenant} has a cosine that a threshold could be tuned on")
+        return cosines
 
     def _hits(
         self, setting: RetrievalSetting, questions: Sequence[Question], top_k: int, *, max_per_document: int | None

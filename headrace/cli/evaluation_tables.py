@@ -5,11 +5,12 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.cli.evaluating import Tuned
-from headrace.evaluation import Compared, Measured, Report, difference
+from headrace.evaluation import Compared, Interval, Measured, Relevance, Report, difference
 from headrace.evaluation.measures import DOCUMENT_MEASURES
 
 EVIDENCE_SHOWN = ("evidence@1", "evidence@5", "evidence@10", "evidence in 500 words", "evidence in 1,000 words")
 """As many as 120 columns have room for; the JSON has all."""
+MIN_RELEVANCE = "HEADRACE_LLM__MIN_RELEVANCE"
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -53,6 +54,11 @@ def _cell(found: Measured | None, best: Measured) -> Text:
     )
 
 
+def _share(interval: Interval, style: str) -> Text:
+    low, high = _short(interval.low), _short(interval.high)
+    return Text.assemble((f"{interval.mean:.3f}", style), (f"  {low}–{high}", "dim"))
+
+
 def _short(number: float) -> str:
     """`.731`"""
     return f"{number:.3f}".removeprefix("0") if number < 1 else "1"
@@ -69,6 +75,25 @@ def print_tuned(console: Console, tuned: Tuned, split: str) -> None:
     console.print(table)
     chosen = f"Chosen: {tuned.setting.name}, chunks {tuned.chunking.max_tokens}/{tuned.chunking.overlap_tokens}"
     console.print(chosen + (f", {tuned.passages} passages" if tuned.passages is not None else ""))
+
+
+def print_relevance(console: Console, relevance: Relevance) -> None:
+    """What each threshold would do, and which one to set."""
+    tuned_on, on = relevance.tuned_on, relevance.reported_on
+    table = Table(title="When to say that nothing was found", title_justify="left", title_style="bold")
+    table.add_column("least cosine", no_wrap=True)
+    table.add_column(f"answerable ({on.answerable:,}): answered", no_wrap=True)
+    table.add_column(f"unanswerable ({on.unanswerable:,}): “I don't know”", no_wrap=True)
+    for one in relevance.thresholds:
+        style = "bold" if one.threshold == relevance.recommended else ""
+        table.add_row(Text(f"{one.threshold:.2f}", style), _share(one.answered, style), _share(one.unknown, style))
+    console.print(table)
+    if relevance.recommended is None:
+        chosen = f"No threshold tells them apart: leave {MIN_RELEVANCE} unset"
+    else:
+        chosen = f"Recommended: {MIN_RELEVANCE}={relevance.recommended:.2f}"
+    others = f"{tuned_on.answerable:,} answerable and {tuned_on.unanswerable:,} unanswerable others"
+    console.print(Text(f"{chosen}, tuned on {others}."))
 
 
 def print_comparison(console: Console, compared: Compared) -> None:

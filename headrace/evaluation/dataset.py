@@ -73,6 +73,12 @@ class _JudgementLine(msgspec.Struct, frozen=True, kw_only=True):
     evidence: list[_SpanLine] = []
 
 
+class _UnanswerableLine(msgspec.Struct, frozen=True, kw_only=True):
+    query: str | None = None
+    text: str | None = None
+    id: str | int | None = None
+
+
 def read_dataset(folder: Path) -> Dataset:
     """`corpus.jsonl`, `queries.jsonl` (either may end in .gz), and judgements in `qrels.tsv` or `qrels/test.tsv`.
 
@@ -116,6 +122,34 @@ def read_judgements(file: Path) -> list[Question]:
     if not questions:
         raise ValueError(f"{file}: is empty")
     return list(questions.values())
+
+
+def read_unanswerable(file: Path) -> list[Question]:
+    """A question a line: its text, or, where the line begins with a brace, JSON with `query` (or `text`). Where it has
+    no `id`, its text is that, so it stays on its side of `halves` when others are added.
+    """
+    questions: dict[str, Question] = {}
+    for place, _, line in _lines(file):
+        read = _unanswerable(line.strip(), place)
+        text = read.query if read.query is not None else read.text
+        if text is None:
+            raise ValueError(f"{place}: has no `query` (or `text`)")
+        name = str(read.id) if read.id is not None else text
+        if name in questions:
+            raise ValueError(f"{place}: there is another question {name!r}")
+        questions[name] = Question(id=name, text=_text(text, place))
+    if not questions:
+        raise ValueError(f"{file}: is empty")
+    return list(questions.values())
+
+
+def _unanswerable(line: bytes, place: str) -> _UnanswerableLine:
+    if line.startswith(b"{"):
+        return _decoded(line, _UnanswerableLine, place)
+    try:
+        return _UnanswerableLine(text=line.decode())
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"{place}: {exc}") from exc
 
 
 def _read_corpus(file: Path) -> tuple[dict[str, int], str]:

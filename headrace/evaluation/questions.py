@@ -15,7 +15,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """`relevant` has a grade by doc_id, all of them above 0; at least one of it and of `evidence` is not empty."""
+    """`relevant` has a grade by doc_id, all above 0. Both it and `evidence` are empty where nothing answers it."""
 
     id: str
     text: str

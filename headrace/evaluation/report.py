@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from headrace.evaluation.intervals import Interval, mean_interval
+from headrace.evaluation.relevance import Relevance
 from headrace.evaluation.settings import RetrievalSetting
 
 
@@ -25,7 +26,9 @@ class SettingReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`documents` names what was searched: a data set's digest, or the tenant."""
+    """`documents` names what was searched: a data set's digest, or the tenant. `relevance` is there where unanswerable
+    questions were given.
+    """
 
     name: str
     documents: str
@@ -33,6 +36,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     chunking: str
     questions: int
     settings: list[SettingReport]
+    relevance: Relevance | None = None
 
 
 def measured(values: Mapping[str, float]) -> Measured:

@@ -192,6 +192,35 @@ def test_tuning_looks_at_one_half_and_reports_on_the_other(pipeline: Deployment,
     assert 0 < report["questions"] < 12
 
 
+def test_the_threshold_for_i_dont_know_is_tuned_on_questions_that_nothing_answers(
+    pipeline: Deployment, dataset: Path, tmp_path: Path
+) -> None:
+    others = tmp_path / "unanswerable.txt"
+    others.write_text(
+        "Who won the football world cup in 1998?\nHow does a mortgage work?\nHow old is the universe?\n"
+        "Who painted the Mona Lisa?\nHow do I install Python on Windows?\nWhat is the tax rate in Germany?\n"
+    )
+    saved = tmp_path / "saved.json"
+    done = evaluate(pipeline, dataset, "-s", "default", "--unanswerable", others, "--save", saved)
+    relevance = json.loads(saved.read_bytes())["relevance"]
+    recommended = relevance["recommended"]
+    assert f"Recommended: HEADRACE_LLM__MIN_RELEVANCE={recommended:.2f}," in done.stdout.decode()
+    counts = relevance["tuned_on"], relevance["reported_on"]
+    assert sum(one["answerable"] for one in counts) == 12
+    assert sum(one["unanswerable"] for one in counts) == 6
+    shares = {one["threshold"]: (one["answered"]["mean"], one["unknown"]["mean"]) for one in relevance["thresholds"]}
+    # Real vectors tell these apart; only the ends are sure whatever half a question falls into.
+    assert sum(shares[recommended]) > 1.5
+    assert shares[0.1][0] == 1
+    again = evaluate(pipeline, dataset, "-s", "default", "--unanswerable", others, "--json")
+    assert report_of(again)["relevance"] == relevance
+
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"query": "Who painted the Mona Lisa?"}\n')
+    refused = evaluate(pipeline, dataset, "--unanswerable", few, code=2)
+    assert b"too few questions" in refused.stderr
+
+
 def test_a_broken_data_set_is_told_with_its_line(pipeline: Deployment, dataset: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(dataset, broken)

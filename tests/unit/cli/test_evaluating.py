@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from rich.console import Console
 
 from headrace.cli import evaluating
 from headrace.cli.evaluating import Interview, chunkings_to_try, scratch_tenant, tune
+from headrace.cli.evaluation_tables import print_relevance
 from headrace.errors import HeadraceError, Transient
-from headrace.evaluation import Dataset, Question, RetrievalSetting, Span
-from schemas import Answer, AnswerError, Chunking, Hit, Query
+from headrace.evaluation import Cosines, Dataset, Question, RetrievalSetting, Span, tune_relevance
+from schemas import Answer, AnswerError, Chunking, Hit, HitScores, Query
 from schemas.key import check_tenant
 
 QUESTIONS = [Question(id=str(number), text=f"question {number}", relevant={"a": 1}) for number in range(3)]
@@ -137,6 +140,45 @@ def test_the_fewest_passages_that_have_nearly_all_answers_are_enough() -> None:
     hits = Answer(hits=[hit("z"), hit("z", 2), hit("a", 3)])
     tuned = tune(lambda _: interview(Replies(lambda *_: hits)), located, [Chunking()])
     assert (tuned.measure, tuned.passages) == ("evidence@10", 3)
+
+
+def near(cosine: float | None) -> Hit:
+    return replace(hit("a"), scores=HitScores(dense=cosine))
+
+
+def test_the_nearest_hits_cosine_is_taken_of_what_an_app_would_get() -> None:
+    found = {"question 0": [near(0.2), near(0.5)], "question 1": [near(None), near(0.1)], "question 2": []}
+    replies = Replies(lambda query, _: Answer(hits=found[query.query]))
+    assert interview(replies).nearest(QUESTIONS) == [0.5, 0.1, float("-inf")]
+    assert replies.asked == [Query(query=question.text, tenant="t") for question in QUESTIONS]
+
+
+def test_while_the_vectors_are_away_no_threshold_is_tuned() -> None:
+    replies = Replies(lambda *_: Answer(hits=[near(None)], degraded=["milvus"]))
+    with pytest.raises(HeadraceError, match=r"relevance: 3 of 3 questions .* 3 x answered without milvus"):
+        interview(replies).nearest(QUESTIONS)
+
+
+@pytest.mark.parametrize("hits", [[], [near(None)]])
+def test_without_any_cosine_no_threshold_is_tuned(hits: list[Hit]) -> None:
+    with pytest.raises(HeadraceError, match="no hit of tenant t has a cosine"):
+        interview(Replies(lambda *_: Answer(hits=hits))).nearest(QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    ("tune_on", "said"),
+    [
+        (Cosines([0.5], [0.125]), "Recommended: HEADRACE_LLM__MIN_RELEVANCE=0.13, tuned on 1 answerable"),
+        (Cosines([0.1], [0.5]), "No threshold tells them apart: leave HEADRACE_LLM__MIN_RELEVANCE unset"),
+    ],
+)
+def test_the_setting_to_set_is_named(tune_on: Cosines, said: str) -> None:
+    console = Console(record=True, width=120)
+    print_relevance(console, tune_relevance(tune_on, Cosines([0.4, 0.1], [0.1])))
+    printed = console.export_text()
+    assert said in printed
+    for told in ("answerable (2): answered", "unanswerable (1)", "0.15 ", "0.500  .000–1 "):
+        assert told in printed
 
 
 def dataset(digest: str = "00") -> Dataset:

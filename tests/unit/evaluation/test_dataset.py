@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.evaluation import Question, Span, halves, read_dataset, read_judgements
+from headrace.evaluation import Question, Span, halves, read_dataset, read_judgements, read_unanswerable
 
 CORPUS = '{"_id": "a", "title": "Pumps", "text": "Water."}\n{"_id": "b", "title": "", "text": "Bread is baked."}\n'
 QUERIES = '{"_id": "1", "text": "Which fluid?"}\n{"_id": "2", "text": "What is baked?"}\n'
@@ -137,3 +137,44 @@ def test_a_question_is_always_in_the_same_half() -> None:
     assert sorted([*train, *test], key=lambda one: int(one.id)) == questions
     fewer = questions[50:100]
     assert halves(fewer) == ([one for one in train if one in fewer], [one for one in test if one in fewer])
+
+
+def test_questions_that_nothing_answers_are_lines_of_text_or_of_json(tmp_path: Path) -> None:
+    file = tmp_path / "unanswerable.txt"
+    file.write_bytes(
+        b"\xef\xbb\xbfWho painted the Mona Lisa?\r\n\n  How old is it?\n"
+        b'{"query": "Why?"}\n{"text": "Where?", "_id": "x", "id": 7}\n'
+    )
+    assert read_unanswerable(file) == [
+        Question(id="Who painted the Mona Lisa?", text="Who painted the Mona Lisa?"),
+        Question(id="How old is it?", text="How old is it?"),
+        Question(id="Why?", text="Why?"),
+        Question(id="7", text="Where?"),
+    ]
+
+
+def test_a_question_without_an_id_stays_on_its_side_when_others_come_before_it(tmp_path: Path) -> None:
+    before, after = tmp_path / "before.txt", tmp_path / "after.txt"
+    texts = [f"Question {number}?" for number in range(20)]
+    before.write_text("\n".join(texts))
+    after.write_text("\n".join(["A new one?", *reversed(texts)]))
+    for earlier, later in zip(halves(read_unanswerable(before)), halves(read_unanswerable(after)), strict=True):
+        assert {question.text for question in earlier} == {question.text for question in later} - {"A new one?"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"Why?\nWhy?\n", "questions:2: there is another question 'Why\\?'"),
+        (b'{"question": "Why?"}', "questions:1: has no `query`"),
+        (b"{Why?", "questions:1: JSON"),
+        (b"Wh\xffy?", "questions:1: .*utf-8"),
+        (b"x" * 8193, "questions:1: a question has 1 to 8192 characters"),
+    ],
+)
+def test_what_is_no_list_of_questions_is_told_with_its_line(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "questions"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_unanswerable(file)
