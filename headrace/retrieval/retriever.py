@@ -1,16 +1,19 @@
 """Many questions, each on its way by itself, and what all of them share."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from headrace.rerank import Reranker, RerankSettings
 from headrace.retrieval.breakers import Breaker
+from headrace.retrieval.live import live_revisions
 from headrace.retrieval.reranking import Reranking
 from headrace.retrieval.search import Found, Search, Sources, Vector
 from headrace.retrieval.service import Service
 from headrace.retrieval.settings import RetrievalSettings
 from headrace.stores.filters import parse_filters
 from headrace.stores.ports import TextStore, VectorStore
-from schemas import Query
+from schemas import Hit, Query
+from schemas.revision import revision_of
 
 
 class StoreTimeouts(NamedTuple):
@@ -58,6 +61,16 @@ class Retriever:
         """
         search = Search(query, parse_filters(query.filters), vector, self._sources, self._settings.default_fusion)
         return await search.run(self._settings.candidates)
+
+    async def are_live(self, tenant: str, hits: Sequence[Hit]) -> bool:
+        """Whether all of them are still of their documents' live versions. Raises Transient when nobody can say."""
+        if not hits:
+            return True
+        doc_ids = sorted({hit.doc_id for hit in hits})
+        sources = self._sources
+        _, manifests = await sources.live.ask(lambda: sources.texts.read(tenant, [], doc_ids))
+        revisions = live_revisions(manifests)
+        return all(revisions.get(hit.doc_id) == revision_of(hit.chunk_id) for hit in hits)
 
     def close(self) -> None:
         """Takes no more; what is under way is not waited for. The stores stay open."""

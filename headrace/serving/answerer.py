@@ -123,7 +123,13 @@ class Answerer:
             async with self._slots:
                 return await self._work(request)
 
-        return await (work() if query.request_id is None else self._remembered.answer(_identity(query), work))
+        async def is_current(answer: Answer) -> bool:
+            # The same again, but nothing that was replaced or deleted since.
+            return await self._retriever.are_live(query.tenant, answer.hits)
+
+        if query.request_id is None:
+            return await work()
+        return await self._remembered.answer(_identity(query), work, is_current)
 
     async def _work(self, request: "_Request") -> Answer:
         query = request.query

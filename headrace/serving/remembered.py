@@ -21,11 +21,19 @@ class Remembered:
         self._kept: TTLCache[Hashable, Answer] = TTLCache(self._size_bytes, seconds, clock, _size)
         self._running: dict[Hashable, asyncio.Future[None]] = {}
 
-    async def answer(self, request: Hashable, work: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The answer that is there, or that somebody else is working on, or else what `work` gives."""
+    async def answer(
+        self,
+        request: Hashable,
+        work: Callable[[], Awaitable[Answer]],
+        is_current: Callable[[Answer], Awaitable[bool]],
+    ) -> Answer:
+        """The answer that is there and current, or that somebody else is working on, or else what `work` gives."""
         while True:
             if (kept := self._kept.get(request)) is not None:
-                return kept
+                if await is_current(kept):
+                    return kept
+                if self._kept.get(request) is kept:
+                    del self._kept[request]
             running = self._running.get(request)
             if running is None:
                 break

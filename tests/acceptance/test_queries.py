@@ -104,6 +104,19 @@ def test_a_query_past_its_deadline_is_not_worked_on(app: App) -> None:
     assert headers["headrace.error"] == b"deadline_exceeded"
 
 
+def test_the_same_request_again_gets_the_same_answer_but_nothing_that_was_deleted_since(app: App) -> None:
+    key = f"{TENANT}/{uuid.uuid4().hex}"
+    assert app.event(key, app.send(key, {"text": "The narwhal has a long tooth."}))["status"] == "indexed"
+    query = {"query": "narwhal tooth", "tenant": TENANT, "top_k": 1, "request_id": uuid.uuid4().hex}
+    first = app.ask(query)
+    assert first["hits"][0]["doc_id"] in key
+    assert app.ask(query) == first  # its times, too: nothing was searched again
+    assert app.event(key, app.send(key, None))["status"] == "deleted"
+    again = app.ask(query)
+    assert again["request_id"] == query["request_id"]
+    assert all(hit["doc_id"] not in key for hit in again["hits"])
+
+
 def test_smallrye_headers_are_understood_and_mirrored(app: App) -> None:
     correlation = uuid.uuid4().bytes
     headers = [

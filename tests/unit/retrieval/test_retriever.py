@@ -257,9 +257,22 @@ async def test_a_deleted_document_is_never_shown() -> None:
     assert await here.documents() == [("b", 1)]
 
 
+async def test_hits_are_live_until_their_documents_are_replaced_or_deleted() -> None:
+    here = World(dense=[A, B], bm25=[], manifests=[live("a"), live("b")])
+    hits = (await here.search()).hits
+    assert await here.retriever.are_live(TENANT, hits)
+    for later in (live("b", 2), live("b", deleted=True)):
+        here.opensearch.manifests["b"] = later
+        assert not await here.retriever.are_live(TENANT, hits)
+        assert await here.retriever.are_live(TENANT, [hit for hit in hits if hit.doc_id == "a"])
+    reads = len(here.opensearch.reads)
+    assert await here.retriever.are_live(TENANT, [])
+    assert len(here.opensearch.reads) == reads
+
+
 async def test_dead_chunks_do_not_move_the_scores_of_live_ones() -> None:
     here = World(dense=[row("a", 1), B, C], bm25=[], manifests=[live("a", 2), live("b"), live("c")])
-    found = await here.search()
+    found = await here.search(fusion=Fusion(alpha=0.5))
     assert [(hit.doc_id, hit.score) for hit in found.hits] == [("b", 0.5), ("c", 0.0)]
 
 

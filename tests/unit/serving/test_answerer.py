@@ -39,12 +39,16 @@ class Retrieving:
     hits: list[Hit] = field(default_factory=lambda: [HIT])
     searched: int = 0
     failing: Exception | None = None
+    live: bool = True
 
     async def search(self, query: Query, vector: Any) -> Found:
         self.searched += 1
         if self.failing is not None:
             raise self.failing
         return Found(hits=self.hits)
+
+    async def are_live(self, tenant: str, hits: list[Hit]) -> bool:
+        return self.live
 
 
 @dataclass
@@ -216,3 +220,12 @@ async def test_a_repeated_request_is_not_told_in_pieces() -> None:
     bench.listening.told.clear()
     assert await bench.ask(request_id="r", stream=True) == first
     assert bench.listening.told == []
+
+
+async def test_a_repeated_request_shows_nothing_that_was_deleted_since() -> None:
+    bench = Bench()
+    await bench.ask(request_id="r")
+    bench.retriever.hits, bench.retriever.live = [], False
+    again = await bench.ask(request_id="r")
+    assert again.hits == []
+    assert bench.retriever.searched == 2
