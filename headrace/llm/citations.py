@@ -384,7 +384,8 @@ def _quotation_end(text: str, at: int, *, final: bool) -> int | None:
     limit = at + 1 + QUOTATION_LIMIT
     found = closing.search(text, at + 1, limit)
     if found is not None:
-        return at + 1 if found[0] == "\n\n" else found.end()
+        # „“ is no quotation: the second mark may open one.
+        return at + 1 if found[0] == "\n\n" or found.start() == at + 1 else found.end()
     return at + 1 if final or len(text) >= limit else None
 
 

@@ -323,6 +323,8 @@ def test_however_a_text_is_cut_into_pieces_the_answer_is_the_same(text: str, cut
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
 @example('"The headrace leads water to the turbine"“[1]“bread is baked in an oven.”')
+@example("„“Water flowsWater flowsWater flows”")
+@example("„Water“Water flowsWater flowsWater flows”")
 def test_no_answer_claims_what_its_passages_do_not_bear_out(text: str) -> None:
     whole, _ = checked(text)
     numbers = {
@@ -333,7 +335,8 @@ def test_no_answer_claims_what_its_passages_do_not_bear_out(text: str) -> None:
     assert numbers <= {1, 2, 3}
     assert all(one.marker in whole.text for one in whole.citations)
     assert NO_ANSWER not in whole.text
-    for quotation in re.findall(r"“([^“”\"„«»「」\n]*)”", whole.text):
+    english = re.sub(r"„[^“”\"„«»「」\n]+[“”]", "", whole.text)  # where “ closes what „ opened
+    for quotation in re.findall(r"“([^“”\"„«»「」\n]*)”", english):
         words = re.sub(r"[\[【][\d, ;–-]+[\]】]", "", quotation)
         if len(re.findall(r"\w+", words)) >= 4:
             everything = [Text(source.text) for source in PROMPT.sources] + [
