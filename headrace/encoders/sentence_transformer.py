@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headrace.devices import pick_device
 from headrace.encoders.model import (
     encoder_identity,
     load_tokenizer,
@@ -57,7 +58,7 @@ class SentenceTransformerEncoder:
 
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self._device = _pick_device(settings)
+        self._device = pick_device("encoder", "encoder", settings.device, settings.precision)
         self._model = _load(str(folder), settings, self._device)
         self._pad = getattr(self._model.tokenizer, "pad_token_id", None) or 0
         self._identity = encoder_identity(settings)
@@ -191,25 +192,6 @@ class SentenceTransformerEncoder:
         embedding: torch.Tensor = self._model(features)["sentence_embedding"]
         # float32 before anything is divided: half precision has too few digits for a length of 1.
         return embedding.float()
-
-
-def _pick_device(settings: EncoderSettings) -> torch.device:
-    import torch
-
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    wanted = settings.device
-    if wanted == "auto":
-        wanted = "cuda" if available else "cpu"
-    if wanted == "cpu" and settings.precision != "float32":
-        raise Misconfigured(
-            f"encoder.precision: {settings.precision} needs a CUDA device, and the encoder runs on the CPU; set float32"
-        )
-    device = torch.device("cuda", 0) if wanted == "cuda" else torch.device(wanted)
-    if device.type == "cuda" and (device.index or 0) >= available:
-        raise Misconfigured(
-            f"encoder.device: {settings.device} is not here (torch sees {available} CUDA devices); set auto or cpu"
-        )
-    return device
 
 
 def _load(folder: str, settings: EncoderSettings, device: torch.device) -> SentenceTransformer:

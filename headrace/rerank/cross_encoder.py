@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headrace.devices import pick_device
 from headrace.errors import Misconfigured, Transient
 from headrace.rerank.port import Pair, Scores
 from headrace.rerank.settings import RerankSettings
@@ -31,7 +32,7 @@ class CrossEncoderReranker:
 
     def __init__(self, settings: RerankSettings) -> None:
         self._settings = settings
-        self._model = _load(settings, _pick_device(settings))
+        self._model = _load(settings, str(pick_device("rerank", "reranker", settings.device, settings.precision)))
         if self._model.num_labels != 1:
             raise Misconfigured(
                 f"rerank.model: {settings.model} gives {self._model.num_labels} scores for a pair; a reranker gives one"
@@ -64,25 +65,6 @@ class CrossEncoderReranker:
         if not np.isfinite(answer).all():
             raise Transient(SERVICE, f"{self._settings.model} gave scores that are no numbers")
         return answer
-
-
-def _pick_device(settings: RerankSettings) -> str:
-    import torch
-
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    wanted = settings.device
-    if wanted == "auto":
-        wanted = "cuda" if available else "cpu"
-    if wanted == "cpu" and settings.precision != "float32":
-        raise Misconfigured(
-            f"rerank.precision: {settings.precision} needs a CUDA device, and the reranker runs on the CPU; set float32"
-        )
-    device = torch.device("cuda", 0) if wanted == "cuda" else torch.device(wanted)
-    if device.type == "cuda" and (device.index or 0) >= available:
-        raise Misconfigured(
-            f"rerank.device: {settings.device} is not here (torch sees {available} CUDA devices); set auto or cpu"
-        )
-    return str(device)
 
 
 def _load(settings: RerankSettings, device: str) -> CrossEncoder:
