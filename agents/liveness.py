@@ -18,7 +18,8 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from faust.types import TP
 
 from headrace import telemetry
-from headrace.errors import Transient
+from headrace.errors import Misconfigured, Transient
+from topics.reaching import check_token, no_answer, until_let_in_again
 
 log = structlog.get_logger("headrace.liveness")
 
@@ -57,10 +58,11 @@ class Brokers:
         self._admin: AdminClient | None = None
 
     def ends(self, partitions: Collection[TP]) -> dict[TP, int]:
-        """Raises Transient when no broker answers."""
-        if self._admin is None:
-            self._admin = AdminClient(self._kafka)
+        """Raises Transient when no broker answers, and when one refuses: this worker was let in before, and waits."""
         try:
+            if self._admin is None:
+                check_token(self._kafka)
+                self._admin = AdminClient(self._kafka)
             if not partitions:
                 self._admin.list_topics(timeout=ANSWER_TIMEOUT_S)
                 return {}
@@ -72,7 +74,9 @@ class Brokers:
         except KafkaException as exc:
             # After a broker was frozen the same client went on with what it knew of leaders before.
             self._admin = None
-            raise Transient("kafka", f"no broker answers: {exc.args[0].str()}") from exc
+            raise until_let_in_again(no_answer(self._kafka, exc.args[0])) from exc
+        except Misconfigured as exc:
+            raise until_let_in_again(exc) from exc
         # librdkafka tells of a leader that didn't answer in time by offsets that no partition has, and by no error.
         if min(ends.values()) < 0:
             raise Transient("kafka", f"the leaders of partitions did not answer within {ANSWER_TIMEOUT_S:g} s")

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Hashable, Iterable, Mapping
@@ -15,14 +14,16 @@ import structlog
 from faust.types import TP
 from tenacity import Retrying, retry_if_exception_type, wait_exponential_jitter
 
+from agents.credentials import credentials
 from agents.liveness import STOP_GRACE_S, Brokers, Watchdog
 from agents.stage import Outgoing, Record, RequestStage, Stage, StageRunner
 from agents.transport import App, Delivery
 from headrace import telemetry
-from headrace.config import KafkaSettings, WorkerSettings
+from headrace.config import WorkerSettings
 from headrace.errors import Misconfigured, Transient
 from topics import BY_NAME, GROUPS, LANES, Lane, Names
 from topics.provisioning import existing_topics
+from topics.settings import KafkaSettings
 from topics.table import DEAD_MAX_BYTES
 
 log = structlog.get_logger("headrace.worker")
@@ -220,7 +221,9 @@ class Process(faust.Worker):
 
 
 def wait_for_topics(kafka: KafkaSettings, stage: str) -> None:
-    """Wait until a broker answers, as long as it takes; raise Misconfigured when the stage's topics aren't there."""
+    """Wait until a broker answers, as long as it takes; raise Misconfigured when one refuses, or the stage's topics
+    aren't there.
+    """
     for attempt in Retrying(
         retry=retry_if_exception_type(Transient),
         wait=wait_exponential_jitter(multiplier=0.5, max=15.0),
@@ -243,7 +246,7 @@ def build_app(stage: str, kafka: KafkaSettings, worker: WorkerSettings) -> App:
     return App(
         kafka.names.group(stage),
         broker=[f"kafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")],
-        broker_credentials=_credentials(kafka),
+        broker_credentials=credentials(kafka),
         consumer_group_instance_id=worker.instance_id,
         consumer_auto_offset_reset="earliest",
         agent_supervisor="mode.supervisors.CrashingSupervisor",
@@ -268,17 +271,3 @@ def build_app(stage: str, kafka: KafkaSettings, worker: WorkerSettings) -> App:
         web_enabled=False,
         datadir=str(worker.data_dir / stage),
     )
-
-
-def _credentials(kafka: KafkaSettings) -> Any:
-    context = None
-    if kafka.security_protocol.endswith("SSL"):
-        context = ssl.create_default_context(cafile=kafka.ssl_ca)
-    if kafka.security_protocol.startswith("SASL"):
-        return faust.SASLCredentials(
-            username=kafka.sasl_username,
-            password=kafka.sasl_password.get_secret_value() if kafka.sasl_password else None,
-            mechanism=kafka.sasl_mechanism,
-            ssl_context=context,
-        )
-    return faust.SSLCredentials(context) if context is not None else None

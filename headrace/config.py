@@ -1,17 +1,24 @@
-"""The one place of all settings: defaults, then a TOML file, then the environment; unknown or impossible ones are
-refused.
+"""The one place of all settings: defaults, then a TOML file, then files of secrets, then the environment; unknown or
+impossible ones are refused.
 
 `HEADRACE_KAFKA__BOOTSTRAP_SERVERS=broker:9092` in the environment is `bootstrap_servers = "broker:9092"` under
-`[kafka]` in `headrace.toml` (or in the file that `HEADRACE_CONFIG` names).
+`[kafka]` in `headrace.toml` (or in the file that `HEADRACE_CONFIG` names), and what a file
+`HEADRACE_KAFKA__BOOTSTRAP_SERVERS` has in the folder that `HEADRACE_SECRETS` names, as Kubernetes mounts secrets.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from headrace.auth.settings import AuthSettings
 from headrace.chunking.settings import ChunkingSettings
@@ -23,48 +30,12 @@ from headrace.rerank.settings import RerankSettings
 from headrace.retrieval.settings import RetrievalSettings
 from headrace.serving.settings import QuerySettings
 from headrace.stores.settings import StoreSettings
-from topics import Names
+from topics.settings import KafkaSettings
 
 ENV_PREFIX = "HEADRACE_"
-SYSLOG_WARNING = 4
-"""librdkafka tells of its own housekeeping at the level above."""
 CONFIG_VARIABLE = "HEADRACE_CONFIG"
+SECRETS_VARIABLE = "HEADRACE_SECRETS"
 DEFAULT_FILE = "headrace.toml"
-Prefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")]
-
-
-class KafkaSettings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bootstrap_servers: str = "127.0.0.1:9092"
-    topic_prefix: Prefix = ""
-    group_prefix: Prefix = "headrace-"
-    partitions: Annotated[int, Field(ge=1)] = 12
-    replication: Annotated[int, Field(ge=1)] = 1
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_ca: str | None = None
-
-    @property
-    def names(self) -> Names:
-        return Names(self.topic_prefix, self.group_prefix)
-
-    def confluent(self) -> dict[str, Any]:
-        """Connection settings as confluent-kafka spells them."""
-        config: dict[str, Any] = {
-            "bootstrap.servers": self.bootstrap_servers,
-            "security.protocol": self.security_protocol,
-            "log_level": SYSLOG_WARNING,
-        }
-        if self.security_protocol.startswith("SASL"):
-            config["sasl.mechanism"] = self.sasl_mechanism
-            config["sasl.username"] = self.sasl_username
-            config["sasl.password"] = self.sasl_password.get_secret_value() if self.sasl_password else None
-        if self.ssl_ca:
-            config["ssl.ca.location"] = self.ssl_ca
-        return config
 
 
 class WorkerSettings(BaseModel):
@@ -134,18 +105,20 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        del dotenv_settings, file_secret_settings  # A setting has three places, and no more.
+        del dotenv_settings  # A setting has four places, and no more.
+        secrets = NestedSecretsSettingsSource(file_secret_settings, secrets_folder(os.environ))
         file = TomlConfigSettingsSource(settings_cls, _config_file(os.environ))
-        return init_settings, env_settings, file
+        return init_settings, env_settings, secrets, file
 
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; raises Misconfigured, naming each setting that is unknown or impossible."""
-    unknown = sorted(set(_own_variables(os.environ)) - set(_known_variables(Settings, ENV_PREFIX)))
-    if unknown:
-        raise Misconfigured(
-            f"unknown setting in the environment: {', '.join(unknown)} (`headrace config` shows all that exist)"
-        )
+    known = set(_known_variables(Settings, ENV_PREFIX))
+    for place, names in (("the environment", os.environ), (SECRETS_VARIABLE, secret_files(os.environ))):
+        if unknown := sorted(set(_own_variables(names)) - known):
+            raise Misconfigured(
+                f"unknown setting in {place}: {', '.join(unknown)} (`headrace config` shows all that exist)"
+            )
     try:
         return Settings(**overrides)
     except ValidationError as exc:
@@ -164,8 +137,25 @@ def _config_file(environ: Mapping[str, str]) -> Path | None:
     return Path(named)
 
 
-def _own_variables(environ: Mapping[str, str]) -> Iterator[str]:
-    return (name for name in environ if name.upper().startswith(ENV_PREFIX) and name != CONFIG_VARIABLE)
+def secrets_folder(environ: Mapping[str, str]) -> Path | None:
+    """Where settings lie as files; None where no folder is named. Raises Misconfigured when it isn't there."""
+    named = environ.get(SECRETS_VARIABLE)
+    if named is None:
+        return None
+    if not Path(named).is_dir():
+        raise Misconfigured(f"{SECRETS_VARIABLE} names {named}, which is not a folder")
+    return Path(named)
+
+
+def secret_files(environ: Mapping[str, str]) -> list[str]:
+    """The names of the files there. Others than settings may lie beside them: certificates, keys."""
+    folder = secrets_folder(environ)
+    return [] if folder is None else [path.name for path in folder.iterdir() if path.is_file()]
+
+
+def _own_variables(names: Iterable[str]) -> Iterator[str]:
+    places = (CONFIG_VARIABLE, SECRETS_VARIABLE)
+    return (name for name in names if name.upper().startswith(ENV_PREFIX) and name not in places)
 
 
 def _known_variables(model: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -28,6 +28,7 @@ from schemas import (
     Passage,
     Query,
     Receipt,
+    Replaced,
     Revision,
     Settlement,
     Usage,
@@ -120,7 +121,17 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "tokens": "Its length in the encoder's tokens, the special tokens included.",
         "headings": "The headings it stands under, outermost first.",
     },
-    ChunkBatch: _BATCH,
+    ChunkBatch: _BATCH
+    | {
+        "replaces": (
+            "The version that was live when this one was let in: a chunk that both have need not be embedded again. "
+            "Null where there was none. A hint: it may be gone by now."
+        ),
+    },
+    Replaced: {
+        "revision": "Which version that is.",
+        "chunks": "How many chunks it has.",
+    },
     EmbeddingBatch: _BATCH
     | {
         "encoder": "The model that made the vectors.",

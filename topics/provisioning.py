@@ -6,7 +6,8 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from headrace.errors import Misconfigured, Transient
+from headrace.errors import Misconfigured
+from topics.reaching import check_token, metadata
 from topics.table import TOPICS, Names, Topic
 
 
@@ -23,11 +24,13 @@ def topic_config(topic: Topic) -> dict[str, str]:
 
 
 def existing_topics(kafka: dict[str, Any], timeout: float = 10.0) -> dict[str, int]:
-    """Every topic of the cluster with its number of partitions. Raises Transient when no broker answers."""
-    try:
-        found = AdminClient(kafka).list_topics(timeout=timeout).topics
-    except KafkaException as exc:
-        raise Transient("kafka", f"no broker answers at {kafka['bootstrap.servers']}: {exc.args[0].str()}") from exc
+    """Every topic of the cluster with its number of partitions.
+
+    Raises Transient when no broker answers, Misconfigured when one refuses.
+    """
+    check_token(kafka)
+    # Each connection that fails would be a line on stderr; what matters comes as an error with one clear line.
+    found = metadata(AdminClient({**kafka, "log_level": 0}), kafka, timeout_s=timeout).topics
     return {name: len(metadata.partitions) for name, metadata in found.items()}
 
 

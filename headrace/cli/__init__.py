@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from headrace.cli import ask, config, dead, demo, document, evaluate, publish, schema, stack, topics, verify, worker
+from headrace.cli import (
+    ask,
+    config,
+    dead,
+    demo,
+    document,
+    encoder,
+    evaluate,
+    publish,
+    schema,
+    stack,
+    topics,
+    verify,
+    worker,
+)
 from headrace.cli.console import complain, out
 from headrace.cli.exits import EPILOG, Exit
 
@@ -39,6 +53,7 @@ app.command(rich_help_panel=_OPERATION)(worker.worker)
 app.add_typer(topics.app, name="topics", rich_help_panel=_OPERATION)
 app.add_typer(dead.app, name="dead", rich_help_panel=_OPERATION)
 app.command(rich_help_panel=_OPERATION)(config.config)
+app.add_typer(encoder.app, name="encoder", rich_help_panel=_OPERATION)
 app.add_typer(schema.app, name="schema", rich_help_panel=_OPERATION)
 
 

@@ -13,10 +13,10 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from headrace.auth import NO_TOKEN, Bearer
 from headrace.cli.kafka import QUIET, Tail, header, meaning, partitions_of_topic, raw_value, translated
-from headrace.config import KafkaSettings
 from headrace.errors import HeadraceError, Misconfigured, Transient
 from schemas import Answer, Delta, Query, decode, encode
 from topics import RECORD_MAX_BYTES
+from topics.settings import KafkaSettings
 
 CORRELATION_ID = "kafka_correlationId"
 REPLY_TOPIC = "kafka_replyTopic"

@@ -10,11 +10,12 @@ from headrace.cli.deadletters import State, counts
 from headrace.cli.kafka import ANSWER_WITHIN_S, QUIET, translated
 from headrace.cli.local import is_local, worker_programs
 from headrace.cli.readiness import readiness
-from headrace.config import KafkaSettings, Settings
+from headrace.config import Settings
 from headrace.errors import HeadraceError, Misconfigured, Transient
 from headrace.localstack.stack import LocalStack, WorkerProgram
 from topics import GROUPS, LANES, Lane
 from topics.provisioning import existing_topics
+from topics.settings import KafkaSettings
 
 Kind = Literal["server", "worker"]
 UP = frozenset({"running", "external"})

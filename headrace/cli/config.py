@@ -3,7 +3,7 @@
 import json as json_module
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -32,7 +32,7 @@ def config(
     json: Json = False,
 ) -> None:
     """The effective settings as TOML, secrets masked; a comment says where each came from that isn't the default."""
-    from headrace.config import CONFIG_VARIABLE, DEFAULT_FILE, ENV_PREFIX, Settings, load_settings
+    from headrace.config import CONFIG_VARIABLE, DEFAULT_FILE, ENV_PREFIX, Settings, load_settings, secret_files
 
     if env:
         defaults = [*settings_of(Settings.model_construct(), ENV_PREFIX)]
@@ -45,7 +45,8 @@ def config(
     settings = load_settings()
     file = Path(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE))
     in_file = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    effective = [*settings_of(settings, ENV_PREFIX, os.environ, in_file, str(file))]
+    variables = [*os.environ, *secret_files(os.environ)]
+    effective = [*settings_of(settings, ENV_PREFIX, variables, in_file, str(file))]
     if json:
         print_json(nested(effective))
     else:
@@ -55,7 +56,7 @@ def config(
 def settings_of(
     model: "BaseModel",
     prefix: str,
-    environ: Mapping[str, str] | None = None,
+    variables: Collection[str] = (),
     in_file: Mapping[str, Any] | None = None,
     file: str = "",
     path: tuple[str, ...] = (),
@@ -64,16 +65,16 @@ def settings_of(
     """Every setting in the order of the code, with secrets masked."""
     from pydantic import BaseModel, SecretStr
 
-    variables = {name.upper() for name in environ or {}}
+    named = {name.upper() for name in variables}
     for name in type(model).model_fields:
         value, variable = getattr(model, name), prefix + name.upper()
         here = in_file[name] if in_file and name in in_file else None
-        came_from = variable if variable in variables else file if here is not None else origin
+        came_from = variable if variable in named else file if here is not None else origin
         if isinstance(value, BaseModel):
             inside = here if isinstance(here, dict) else None
             # A whole section may be set as JSON in one variable.
-            inherited = variable if variable in variables else origin
-            yield from settings_of(value, f"{variable}__", environ, inside, file, (*path, name), inherited)
+            inherited = variable if variable in named else origin
+            yield from settings_of(value, f"{variable}__", variables, inside, file, (*path, name), inherited)
         else:
             shown = MASK if isinstance(value, SecretStr) else str(value) if isinstance(value, Path) else value
             yield Setting((*path, name), variable, shown, came_from)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from headrace.cli.deadletters import Column, DeadLetter, Group, Selection, State
     from headrace.cli.settling import Judge, Plan, Tally
-    from headrace.config import KafkaSettings
     from schemas import Action, Settlement
+    from topics.settings import KafkaSettings
 
 PREVIEW_CHARACTERS = 2000
 PRETTY_BYTES = 256 * 1024

@@ -23,8 +23,8 @@ from headrace.cli.kafka import (
     read_places,
     watermarks,
 )
-from headrace.config import KafkaSettings
 from schemas import Settlement, decode
+from topics.settings import KafkaSettings
 
 SEARCH_S = 30.0
 WINDOW = 200

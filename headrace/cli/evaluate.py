@@ -210,9 +210,9 @@ class _Published:
 
     def chunkings(self) -> "list[Chunking]":
         from headrace.cli.evaluating import chunkings_to_try
-        from headrace.encoders import max_tokens, model_folder
+        from headrace.encoders import max_tokens
 
-        return chunkings_to_try(self._settings.chunking.chunking(), max_tokens(model_folder(self._settings.encoder)))
+        return chunkings_to_try(self._settings.chunking.chunking(), max_tokens(self._settings.encoder))
 
     def ready(self, chunking: "Chunking") -> str:
         """The tenant that has the documents, cut so."""

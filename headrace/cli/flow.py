@@ -10,10 +10,10 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from headrace.cli.condition import Place, committed_offsets, offsets
 from headrace.cli.kafka import QUIET, has_records, translated
-from headrace.config import KafkaSettings
 from headrace.errors import Misconfigured
 from topics import LANES
 from topics.provisioning import existing_topics
+from topics.settings import KafkaSettings
 from topics.table import DOCUMENT_STAGES
 
 POLL_S = 0.5

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition, murmur2
 
 from headrace.errors import HeadraceError, Misconfigured, Transient
+from topics.reaching import check_token, metadata, no_answer
 
 ANSWER_WITHIN_S = 10.0
 """How long a broker may take to answer before it counts as away."""
@@ -52,7 +53,7 @@ def meaning(error: KafkaError, kafka: dict[str, Any]) -> HeadraceError:
     if error.code() in _REFUSALS:
         return Misconfigured(f"Kafka at {kafka['bootstrap.servers']} refuses: {error.str()}")
     if error.code() in _SILENCE:
-        return Transient("kafka", f"no broker answers at {kafka['bootstrap.servers']}: {error.str()}")
+        return no_answer(kafka, error)
     return Transient("kafka", error.str())
 
 
@@ -69,6 +70,7 @@ def translated(kafka: dict[str, Any]) -> Iterator[None]:
 
 
 def _consumer(kafka: dict[str, Any]) -> Consumer:
+    check_token(kafka)
     return Consumer(
         {
             **kafka,
@@ -94,8 +96,8 @@ def _raise_if_final(error: KafkaError, kafka: dict[str, Any]) -> None:
         raise meaning(error, kafka)
 
 
-def partitions_of(consumer: Consumer, topic: str) -> list[int]:
-    found = consumer.list_topics(topic, timeout=ANSWER_WITHIN_S).topics[topic]
+def partitions_of(consumer: Consumer, kafka: dict[str, Any], topic: str) -> list[int]:
+    found = metadata(consumer, kafka, topic, timeout_s=ANSWER_WITHIN_S).topics[topic]
     if found.error is not None or not found.partitions:
         raise Misconfigured(f"topic {topic} does not exist; `headrace topics create` makes it")
     return sorted(found.partitions)
@@ -106,7 +108,7 @@ def partitions_of_topic(kafka: dict[str, Any], topic: str) -> list[int]:
     with translated(kafka):
         consumer = _consumer(kafka)
         try:
-            return partitions_of(consumer, topic)
+            return partitions_of(consumer, kafka, topic)
         finally:
             consumer.close()
 
@@ -116,7 +118,10 @@ def watermarks(kafka: dict[str, Any], topic: str) -> dict[int, tuple[int, int]]:
     with translated(kafka):
         consumer = _consumer(kafka)
         try:
-            return {partition: _watermarks(consumer, topic, partition) for partition in partitions_of(consumer, topic)}
+            return {
+                partition: _watermarks(consumer, topic, partition)
+                for partition in partitions_of(consumer, kafka, topic)
+            }
         finally:
             consumer.close()
 
@@ -132,7 +137,7 @@ class Tail:
         with translated(kafka):
             self._consumer = _consumer(kafka)
             try:
-                self.partitions = sorted(partitions or partitions_of(self._consumer, topic))
+                self.partitions = sorted(partitions or partitions_of(self._consumer, kafka, topic))
                 # Offsets, not OFFSET_END: that would be resolved later, after what the caller sends next.
                 starts = []
                 for partition in self.partitions:
@@ -180,7 +185,7 @@ def newest_first(
     with translated(kafka):
         consumer = _consumer(kafka)
         try:
-            bounds = _bounds(consumer, topic, key)
+            bounds = _bounds(consumer, kafka, topic, key)
             while any(low < high for low, high in bounds.values()) and time.monotonic() < give_up:
                 spans = {p: (max(low, high - window), high) for p, (low, high) in bounds.items() if low < high}
                 kept = _read_spans(consumer, kafka, topic, spans, keep, give_up)
@@ -229,7 +234,7 @@ def oldest_first(kafka: dict[str, Any], topic: str, *, key: bytes | None = None)
     with translated(kafka):
         consumer = _consumer(kafka)
         try:
-            bounds = _bounds(consumer, topic, key)
+            bounds = _bounds(consumer, kafka, topic, key)
             ends = {partition: high for partition, (low, high) in bounds.items() if low < high}
             consumer.assign([TopicPartition(topic, partition, bounds[partition][0]) for partition in ends])
             unread = set(ends)
@@ -248,7 +253,7 @@ def read_places(kafka: dict[str, Any], topic: str, places: Iterable[Place]) -> G
     with translated(kafka):
         consumer = _consumer(kafka)
         try:
-            there = set(partitions_of(consumer, topic))
+            there = set(partitions_of(consumer, kafka, topic))
             for partition, group in groupby(sorted(places), key=itemgetter(0)):
                 if partition in there:
                     low, high = _watermarks(consumer, topic, partition)
@@ -327,9 +332,9 @@ def partition_of(key: bytes, partitions: int) -> int:
     return murmur2(key, partitions)
 
 
-def _bounds(consumer: Consumer, topic: str, key: bytes | None) -> dict[int, tuple[int, int]]:
+def _bounds(consumer: Consumer, kafka: dict[str, Any], topic: str, key: bytes | None) -> dict[int, tuple[int, int]]:
     """Where each partition begins and ends; with a `key`, of its partition alone."""
-    partitions = partitions_of(consumer, topic)
+    partitions = partitions_of(consumer, kafka, topic)
     if key is not None:
         partitions = [partitions[partition_of(key, len(partitions))]]
     return {partition: _watermarks(consumer, topic, partition) for partition in partitions}

@@ -13,12 +13,12 @@ from confluent_kafka import KafkaError, Message, Producer
 from headrace.auth import NO_TOKEN, Bearer
 from headrace.cli.kafka import QUIET, Tail, raw_key, raw_value, translated
 from headrace.cli.sources import Found, Problem, Reading, Skipped, too_large
-from headrace.config import KafkaSettings
 from headrace.errors import Misconfigured
 from schemas import DocumentEvent, Key, Status, decode, encode, parse_key
 from schemas.document import Deletion
 from topics import RAW_MAX_BYTES, Names
 from topics.provisioning import existing_topics
+from topics.settings import KafkaSettings
 
 FRAMING_BYTES = 100
 """Kafka holds a batch against the limit: 61 bytes of it, and about 20 of the record, are neither key nor value."""

@@ -31,10 +31,10 @@ from headrace.cli.deadletters import (
     settlements,
 )
 from headrace.cli.kafka import QUIET, Place, raw_headers, raw_key, raw_value, read_places, translated
-from headrace.config import KafkaSettings
 from headrace.errors import HeadraceError
 from schemas import Action, Settlement, encode
 from topics import BY_NAME, GROUPS, Names, Topic
+from topics.settings import KafkaSettings
 from topics.table import CLOCK_AHEAD_MS, DEAD_MAX_BYTES
 
 SAMPLES = 20

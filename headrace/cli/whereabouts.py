@@ -10,9 +10,9 @@ from confluent_kafka import Message
 from headrace.cli.deadletters import DeadLetter, read_dead_letter
 from headrace.cli.kafka import newest_first, raw_key
 from headrace.cli.publishing import read_event
-from headrace.config import KafkaSettings
 from schemas import DocumentEvent, Key, Manifest, Pending, Span, Store
 from schemas.batches import STORES
+from topics.settings import KafkaSettings
 
 EVENTS_SHOWN = 5
 DEAD_LETTERS_SHOWN = 3

@@ -3,6 +3,7 @@
 import base64
 import subprocess
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from headrace.errors import Misconfigured
@@ -29,9 +30,9 @@ logger.loader.level = warn
 """
 
 
-def server_properties(settings: LocalStackSettings, data: Path) -> str:
+def server_properties(settings: LocalStackSettings) -> dict[str, object]:
     controller_port = settings.kafka_port + 1
-    properties = {
+    return {
         "process.roles": "broker,controller",
         "node.id": 1,
         "controller.quorum.voters": f"1@{HOST}:{controller_port}",
@@ -39,7 +40,6 @@ def server_properties(settings: LocalStackSettings, data: Path) -> str:
         "advertised.listeners": f"PLAINTEXT://{HOST}:{settings.kafka_port}",
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "log.dirs": data,
         # A misspelt topic must be an error, not a new topic.
         "auto.create.topics.enable": "false",
         "message.max.bytes": MESSAGE_MAX_BYTES,
@@ -55,22 +55,27 @@ def server_properties(settings: LocalStackSettings, data: Path) -> str:
         # The default keeps 128 MB for the cleaner's map alone.
         "log.cleaner.dedupe.buffer.size": 33554432,
     }
-    return "".join(f"{key}={value}\n" for key, value in properties.items())
 
 
 def prepare(settings: LocalStackSettings, folder: Path, java: Java, jars: Path) -> list[str]:
     """Write the configuration, format the storage unless it is, and return the command that runs the server."""
+    return prepare_node(server_properties(settings), folder, java, jars, heap=settings.kafka_heap)
+
+
+def prepare_node(server: Mapping[str, object], folder: Path, java: Java, jars: Path, *, heap: str) -> list[str]:
+    """As `prepare`, for a node with properties of its own; its storage lies in the folder, too."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"
     properties = folder / "server.properties"
-    properties.write_text(server_properties(settings, data))
+    written = {**server, "log.dirs": data}
+    properties.write_text("".join(f"{key}={value}\n" for key, value in written.items()))
     log4j2 = folder / "log4j2.properties"
     log4j2.write_text(LOG4J2)
     base = [str(java.executable), f"-Dlog4j2.configurationFile={log4j2}", "-cp", f"{jars}/*"]
     if not (data / "meta.properties").is_file():
         _format(base, properties)
-    heap = [f"-Xmx{settings.kafka_heap}", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
-    return [base[0], *heap, *base[1:], "kafka.Kafka", str(properties)]
+    machine = [f"-Xmx{heap}", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
+    return [base[0], *machine, *base[1:], "kafka.Kafka", str(properties)]
 
 
 def _format(base: list[str], properties: Path) -> None:

