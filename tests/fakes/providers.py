@@ -1,4 +1,5 @@
-"""A server that speaks the wire formats of OpenAI's chat completions and Anthropic's messages, streamed and not.
+"""A server that speaks the wire formats of OpenAI's chat completions and embeddings, and of Anthropic's messages,
+streamed and not.
 
 Each request takes the next behaviour of a script; without one, any question is answered from the numbered sources of
 its prompt: `According to the source, "<first sentence>" [1] <first sentence of the second> [2]`.
@@ -11,6 +12,7 @@ its prompt: `According to the source, "<first sentence>" [1] <first sentence of 
 """
 
 import argparse
+import base64
 import json
 import re
 import socket
@@ -23,6 +25,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+
+import numpy as np
 
 KEY = "test-key-0123456789"
 MODEL = "test-model"
@@ -85,7 +89,18 @@ class Silent:
     seconds: float = 30.0
 
 
-Behaviour = Status | Reply | Silent
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors, the last text's first, each of the length that was asked for, or else of this one."""
+
+    dimension: int = 8
+    knows_base64: bool = True
+    pause_s: float = 0
+    first: int = 0
+    """The index of the first one."""
+
+
+Behaviour = Status | Reply | Silent | Embedded
 
 
 @dataclass(frozen=True)
@@ -168,6 +183,12 @@ class Providers:
             time.sleep(0.01)
 
 
+def embedding(text: str, dimension: int) -> list[float]:
+    """What a text's vector is, far from length 1."""
+    made = np.random.default_rng(list(text.encode())).normal(size=dimension)
+    return [float(value) for value in (3 * made).astype(np.float32)]
+
+
 def default_answer(prompt: str) -> str:
     """From the first two sources, quoted and cited as the instructions ask for."""
     found = re.findall(r'<source-([0-9a-f]+) number="(\d+)">\n(.*?)\n</source-\1>', prompt, re.DOTALL)
@@ -216,12 +237,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._whole(
                 behaviour.status, behaviour.body or wire.error(behaviour.status, "as scripted"), behaviour.headers
             )
-        elif self.path not in {"/v1/messages", "/v1/chat/completions"}:
+        elif self.path not in {"/v1/messages", "/v1/chat/completions", "/v1/embeddings"}:
             self._whole(404, wire.error(404, f"no path {self.path}"), {})
         elif key != KEY:
             self._whole(401, wire.error(401, f"Incorrect API key provided: {key}"), {})
         elif asked.body["model"] != MODEL:
             self._whole(404, wire.error(404, f"The model {asked.body['model']} does not exist"), {})
+        elif self.path == "/v1/embeddings":
+            self._embed(wire, asked.body, behaviour if isinstance(behaviour, Embedded) else Embedded())
+        elif isinstance(behaviour, Embedded):
+            self._whole(400, wire.error(400, "this is no request for embeddings"), {})
         elif asked.body.get("stream"):
             self._stream(wire, asked, behaviour)
         else:
@@ -229,6 +254,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.server_of_tests.wait(behaviour.pause_s * len(pieces))
             text = wire.whole("".join(pieces), behaviour)
             self._whole(200, behaviour.data if isinstance(behaviour, Malformed) else text.encode(), {})
+
+    def _embed(self, wire: "_OpenAI | _Anthropic", body: dict[str, Any], behaviour: Embedded) -> None:
+        self.server_of_tests.wait(behaviour.pause_s)
+        in_base64 = body.get("encoding_format") == "base64"
+        if "" in body["input"] or (in_base64 and not behaviour.knows_base64):
+            self._whole(400, wire.error(400, "input or encoding_format is invalid"), {})
+            return
+        data = []
+        for index, text in enumerate(body["input"], start=behaviour.first):
+            vector: Any = embedding(text, body.get("dimensions") or behaviour.dimension)
+            if in_base64:
+                vector = base64.b64encode(np.array(vector, dtype="<f4").tobytes()).decode()
+            data.append({"object": "embedding", "index": index, "embedding": vector})
+        self._whole(200, json.dumps({"object": "list", "model": MODEL, "data": data[::-1], "usage": {}}), {})
 
     def _whole(self, status: int, body: str | bytes, headers: dict[str, str]) -> None:
         raw = body.encode() if isinstance(body, str) else body

