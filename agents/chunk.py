@@ -20,7 +20,7 @@ from headrace.chunking import Chunks, TokenCounter, check_chunking, chunk
 from headrace.errors import Poison
 from headrace.stores.limits import check_attributes
 from headrace.stores.ports import ManifestStore, Stored
-from headrace.versions import DELETED_FINGERPRINT, Admission, admit, fingerprint
+from headrace.versions import DELETED_FINGERPRINT, Admission, admit, fingerprint, replaced
 from schemas import (
     Attributes,
     ChunkBatch,
@@ -29,6 +29,7 @@ from schemas import (
     DocumentEvent,
     Intake,
     Key,
+    Replaced,
     Revision,
     Status,
     encode,
@@ -139,11 +140,11 @@ class Chunker:
     def _work(self, batch: Sequence[Item[Incoming]]) -> "_Answers":
         versions = [item.message for item in batch]
         cut: dict[int, Chunks] = {}
-        answers: list[tuple[Incoming, Lane, Chunks | Status]] = []
-        for index, admission in enumerate(self._admit(versions, cut)):
-            answer: Chunks | Status
+        answers: list[tuple[Incoming, Lane, _Cut | Status]] = []
+        for index, (admission, replaces) in enumerate(self._admit(versions, cut)):
+            answer: _Cut | Status
             if admission is Admission.SEND:
-                answer = cut[index] if index in cut else self._chunked(versions[index])
+                answer = _Cut(cut[index] if index in cut else self._chunked(versions[index]), replaces)
             else:
                 answer = "unchanged" if admission is Admission.UNCHANGED else "superseded"
             answers.append((versions[index], batch[index].record.lane, answer))
@@ -168,7 +169,7 @@ class Chunker:
         first = replace(record, timestamp=intake.content.timestamp, offset=intake.content.offset)
         content = replace(self.decode(first), revision=intake.content)
         chunks = self._chunked(content)
-        return _Answers([(content, record.lane, chunks)]) if len(chunks) == intake.chunks else None
+        return _Answers([(content, record.lane, _Cut(chunks))]) if len(chunks) == intake.chunks else None
 
     def _chunked(self, incoming: Incoming) -> Chunks:
         document = incoming.document
@@ -176,9 +177,9 @@ class Chunker:
             return chunk("", "text/plain", incoming.chunking, self.tokenizer)
         return chunk(document.text, document.content_type, incoming.chunking, self.tokenizer)
 
-    def _admit(self, versions: Sequence[Incoming], cut: dict[int, Chunks]) -> list[Admission]:
+    def _admit(self, versions: Sequence[Incoming], cut: dict[int, Chunks]) -> list[tuple[Admission, Replaced | None]]:
         """Note in the manifests what is let in, and cut it. Where somebody else wrote one first, look at it again."""
-        admissions: dict[int, Admission] = {}
+        admissions: dict[int, tuple[Admission, Replaced | None]] = {}
         undecided = list(range(len(versions)))
         while undecided:
             stored = self.manifests.read({versions[index].key for index in undecided})
@@ -199,12 +200,18 @@ class Chunker:
                     deleted=isinstance(incoming.document, Deletion),
                     at=datetime.now(UTC),
                 )
-                admissions[index] = verdict.admission
+                admissions[index] = verdict.admission, replaced(current.manifest, incoming.revision)
                 if verdict.manifest is not None:
                     replacements[incoming.key] = msgspec.structs.replace(current, manifest=verdict.manifest)
             conflicts = self.manifests.write(replacements)
             undecided = [index for index in undecided if versions[index].key in conflicts]
         return [admissions[index] for index in range(len(versions))]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    chunks: Chunks
+    replaces: Replaced | None = None
 
 
 @dataclass(frozen=True)
@@ -214,11 +221,11 @@ class _Answers:
     attributes.
     """
 
-    answers: Sequence[tuple[Incoming, Lane, Chunks | Status]]
+    answers: Sequence[tuple[Incoming, Lane, _Cut | Status]]
 
     def __iter__(self) -> Iterator[Outgoing]:
         for incoming, lane, answer in self.answers:
-            if isinstance(answer, Chunks):
+            if isinstance(answer, _Cut):
                 yield from _batches(incoming, answer, lane)
             else:
                 yield _event(incoming, answer)
@@ -254,20 +261,21 @@ def _attributes(document: Document | Deletion, record: Record) -> Attributes:
     return attributes
 
 
-def _batches(incoming: Incoming, chunks: Chunks, lane: Lane) -> Iterator[Outgoing]:
+def _batches(incoming: Incoming, cut: _Cut, lane: Lane) -> Iterator[Outgoing]:
     topic = "documents.chunks.urgent" if lane == "urgent" else "documents.chunks"
     first = 0
     # A deletion, and a document without text, travels as one batch without chunks.
-    for group in pack_chunks(chunks, room=CHUNKS_ROOM_BYTES) if len(chunks) else ([],):
+    for group in pack_chunks(cut.chunks, room=CHUNKS_ROOM_BYTES) if len(cut.chunks) else ([],):
         batch = ChunkBatch(
             tenant=incoming.key.tenant,
             doc_id=incoming.key.doc_id,
             revision=incoming.revision,
-            total=len(chunks),
+            total=len(cut.chunks),
             first=first,
             attributes=incoming.attributes,
             chunks=group,
             deleted=isinstance(incoming.document, Deletion),
+            replaces=cut.replaces if group else None,
         )
         yield Outgoing(topic=topic, key=incoming.key.encode(), value=encode(batch), chunks=len(group))
         first += len(group)

@@ -1,7 +1,8 @@
 """documents.chunks(.urgent) -> documents.embeddings(.urgent): adds the vectors.
 
-Key: tenant/doc_id. A replay is harmless: the same chunks keep their ids, so their rows are overwritten. Poison: a batch
-that can't be read.
+Key: tenant/doc_id. A replay is harmless: the same chunks keep their ids, so their rows are overwritten. A chunk that an
+update left as it was may get the vector that it had, and no server is waited for to find that out. Poison: a batch that
+can't be read.
 """
 
 import asyncio
@@ -14,12 +15,16 @@ import numpy.typing as npt
 
 from agents.stage import Item, Outgoing, Stage, reads
 from headrace import telemetry
-from headrace.encoders import Encoder, context_of
-from schemas import ChunkBatch, EmbeddingBatch, encode
+from headrace.encoders import Encoder, Vectors, context_of
+from headrace.encoders.context import Context
+from headrace.reuse import VectorReuse
+from schemas import Chunk, ChunkBatch, EmbeddingBatch, encode
 from schemas.batches import pack_chunks, pack_vectors
 from topics import RECORD_MAX_BYTES, Lane
 
 STAGE = "embed"
+IN_FLIGHT = 3
+"""While the model works on one batch, the next is tokenised and the one before is written."""
 BATCH_ROOM_BYTES = RECORD_MAX_BYTES * 8 // 10
 """Of a record, for chunks with their vectors; a document's attributes and the record's own fields fit in the rest."""
 
@@ -28,39 +33,58 @@ decode_chunks = reads(ChunkBatch)
 
 @dataclass(frozen=True, kw_only=True)
 class Embedder:
+    """Without `reuse` every chunk is embedded."""
+
     encoder: Encoder
+    reuse: VectorReuse | None = None
 
     def stage(self, *, batch_messages: int, batch_bytes: int) -> Stage[ChunkBatch]:
         return Stage(
-            name=STAGE, decode=decode_chunks, work=self.work, batch_messages=batch_messages, batch_bytes=batch_bytes
+            name=STAGE,
+            decode=decode_chunks,
+            work=self.work,
+            batch_messages=batch_messages,
+            batch_bytes=batch_bytes,
+            in_flight=IN_FLIGHT,
         )
 
     async def work(self, batch: Sequence[Item[ChunkBatch]]) -> list[Outgoing]:
         return await asyncio.to_thread(self._work, batch)
 
     def _work(self, batch: Sequence[Item[ChunkBatch]]) -> list[Outgoing]:
-        identity = self.encoder.identity
-        texts = [chunk.text for item in batch for chunk in item.message.chunks]
-        vectors: npt.NDArray[np.float32] = np.zeros((0, identity.dimension), dtype=np.float32)
-        if texts:
-            started = time.perf_counter()
-            vectors = self.encoder.encode(texts, contexts=self._contexts(batch))
-            telemetry.EMBEDDING_QPS.set(len(texts) / (time.perf_counter() - started))
+        lane = batch[0].record.lane
+        vectors = self._vectors([item.message for item in batch], lane)
         outgoing: list[Outgoing] = []
         first = 0
         for item in batch:
             end = first + len(item.message.chunks)
-            outgoing.extend(_embedded(item.message, vectors[first:end], identity.recipe, item.record.lane))
+            outgoing.extend(_embedded(item.message, vectors[first:end], self.encoder.identity.recipe, lane))
             first = end
         return outgoing
 
-    def _contexts(self, batch: Sequence[Item[ChunkBatch]]) -> list[str]:
-        context = self.encoder.identity.context
-        return [
-            context_of(context, item.message.attributes.title, chunk.headings, chunk.text)
-            for item in batch
-            for chunk in item.message.chunks
-        ]
+    def _vectors(self, batches: Sequence[ChunkBatch], lane: Lane) -> Vectors:
+        """Of all their chunks, in order (chunks x dimension)."""
+        identity = self.encoder.identity
+        chunks = [(batch, chunk) for batch in batches for chunk in batch.chunks]
+        reused = self.reuse.vectors(batches) if self.reuse is not None else {}
+        vectors = np.empty((len(chunks), identity.dimension), dtype=np.float32)
+        for place, vector in reused.items():
+            vectors[place] = vector
+        anew = [place for place in range(len(chunks)) if place not in reused]
+        if anew:
+            started = time.perf_counter()
+            vectors[anew] = self.encoder.encode(
+                [chunks[place][1].text for place in anew],
+                contexts=[_context(identity.context, *chunks[place]) for place in anew],
+                urgent=lane == "urgent",
+            )
+            telemetry.EMBEDDING_QPS.set(len(anew) / (time.perf_counter() - started))
+        telemetry.CHUNKS_REUSED.labels(STAGE, lane).inc(len(reused))
+        return vectors
+
+
+def _context(context: Context, batch: ChunkBatch, chunk: Chunk) -> str:
+    return context_of(context, batch.attributes.title, chunk.headings, chunk.text)
 
 
 def _embedded(batch: ChunkBatch, vectors: npt.NDArray[np.float32], encoder: str, lane: Lane) -> Iterator[Outgoing]:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from agents.stage import Item, Outgoing, Stage
-from agents.upserts import by_tenant, content_hash, decode_embeddings, receipt
+from agents.upserts import IN_FLIGHT, by_tenant, decode_embeddings, receipt
 from headrace.errors import Misconfigured, Poison
+from headrace.reuse import content_hash
 from headrace.stores.ports import VectorRow, VectorStore
 from schemas import EmbeddingBatch, chunk_id, revision_id
 from schemas.batches import unpack_vectors
@@ -27,7 +28,12 @@ class MilvusUpserter:
 
     def stage(self, *, batch_messages: int, batch_bytes: int) -> Stage[EmbeddingBatch]:
         return Stage(
-            name=STAGE, decode=decode_embeddings, work=self.work, batch_messages=batch_messages, batch_bytes=batch_bytes
+            name=STAGE,
+            decode=decode_embeddings,
+            work=self.work,
+            batch_messages=batch_messages,
+            batch_bytes=batch_bytes,
+            in_flight=IN_FLIGHT,
         )
 
     async def work(self, batch: Sequence[Item[EmbeddingBatch]]) -> list[Outgoing]:
@@ -58,7 +64,7 @@ class MilvusUpserter:
                 doc_id=batch.doc_id,
                 version=batch.revision.version,
                 ordinal=chunk.ordinal,
-                content_hash=content_hash(chunk.text),
+                content_hash=content_hash(batch, chunk, batch.encoder),
                 attributes=batch.attributes,
                 vector=vector,
             )

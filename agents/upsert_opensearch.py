@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from agents.stage import Item, Outgoing, Stage
-from agents.upserts import by_tenant, content_hash, decode_embeddings, receipt
+from agents.upserts import IN_FLIGHT, by_tenant, decode_embeddings, receipt
+from headrace.reuse import content_hash
 from headrace.stores.ports import TextRow, TextStore
 from schemas import EmbeddingBatch, chunk_id, revision_id
 
@@ -22,7 +23,12 @@ class OpenSearchUpserter:
 
     def stage(self, *, batch_messages: int, batch_bytes: int) -> Stage[EmbeddingBatch]:
         return Stage(
-            name=STAGE, decode=decode_embeddings, work=self.work, batch_messages=batch_messages, batch_bytes=batch_bytes
+            name=STAGE,
+            decode=decode_embeddings,
+            work=self.work,
+            batch_messages=batch_messages,
+            batch_bytes=batch_bytes,
+            in_flight=IN_FLIGHT,
         )
 
     async def work(self, batch: Sequence[Item[EmbeddingBatch]]) -> list[Outgoing]:
@@ -42,7 +48,7 @@ def _rows(batch: EmbeddingBatch) -> Iterator[TextRow]:
             doc_id=batch.doc_id,
             version=batch.revision.version,
             ordinal=chunk.ordinal,
-            content_hash=content_hash(chunk.text),
+            content_hash=content_hash(batch, chunk, batch.encoder),
             attributes=batch.attributes,
             text=chunk.text,
             start=chunk.start,

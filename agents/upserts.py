@@ -1,11 +1,13 @@
 """What the two upsert stages share: reading an EmbeddingBatch, and the receipt that follows its rows."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
 from agents.stage import Item, Outgoing, reads
 from schemas import EmbeddingBatch, Receipt, Store, encode
+
+IN_FLIGHT = 2
+"""While a store writes one batch, the next is built."""
 
 decode_embeddings = reads(EmbeddingBatch)
 
@@ -30,8 +32,3 @@ def receipt(batch: EmbeddingBatch, store: Store) -> Outgoing:
         deleted=batch.deleted,
     )
     return Outgoing(topic="documents.stored", key=batch.key.encode(), value=encode(stored), chunks=len(batch.chunks))
-
-
-def content_hash(text: str) -> str:
-    """32 hex digits of a chunk's text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -21,6 +21,9 @@ MESSAGES = Counter(
     "headrace_messages", "Messages taken (in) and confirmed by the broker (out)", ["stage", "lane", "direction"]
 )
 CHUNKS = Counter("headrace_chunks", "Chunks that passed a stage", ["stage", "lane"])
+CHUNKS_REUSED = Counter(
+    "headrace_chunks_reused", "Chunks whose vectors came from the version that theirs replaces", ["stage", "lane"]
+)
 STEP_SECONDS = Histogram("headrace_step_seconds", "Time of each step of a batch", ["stage", "step"], buckets=SECONDS)
 BATCH_MESSAGES = Histogram("headrace_batch_messages", "Messages in a batch", ["stage"], buckets=SIZES)
 IN_HAND = Gauge("headrace_in_hand_messages", "Messages taken and not acked", ["stage"])

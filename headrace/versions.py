@@ -20,6 +20,7 @@ from schemas import (
     Manifest,
     Pending,
     Receipt,
+    Replaced,
     Revision,
     Span,
     Status,
@@ -99,6 +100,17 @@ def admit(
         return Admitted(admission=Admission.SEND, manifest=None)
     noted = Intake(revision=revision, content=revision, chunks=chunks(), at=at, deleted=deleted)
     return Admitted(admission=Admission.SEND, manifest=msgspec.structs.replace(manifest, intake=noted))
+
+
+def replaced(manifest: Manifest, revision: Revision) -> Replaced | None:
+    """The live version that this one is to replace, if it has chunks.
+
+    None for what is live itself: when that comes again, its rows are to be made anew, for they may be spoilt.
+    """
+    live = manifest.live
+    if live is None or not live.chunks or live.revision == revision:
+        return None
+    return Replaced(revision=live.revision, chunks=live.chunks)
 
 
 class Fate(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,18 +1,23 @@
 """Builds what the stages work with from the settings. One plain function each; nothing connects before it is used."""
 
-from headrace import llm
+from typing import TYPE_CHECKING
+
+from headrace import encoders, llm
 from headrace.auth import Authenticator, Keys, KeySource, keys_in_file, keys_of_server
 from headrace.chunking import TokenCounter, check_chunking, load_tokenizer
 from headrace.config import Settings
-from headrace.encoders import Encoder, SentenceTransformerEncoder, encoder_identity, max_tokens, model_folder
+from headrace.encoders import Encoder, encoder_identity, max_tokens, reuses_vectors, tokenizer_file
 from headrace.errors import Misconfigured
 from headrace.llm import LanguageModel
 from headrace.rerank import Reranker
 from headrace.retrieval import Retriever, StoreTimeouts
+from headrace.reuse import TIMEOUT_S, VectorReuse
 from headrace.serving import Answerer
 from headrace.stores.manifests import OpenSearchManifestStore
-from headrace.stores.milvus import MilvusStore
 from headrace.stores.opensearch import OpenSearchTextStore
+
+if TYPE_CHECKING:
+    from headrace.stores.milvus import MilvusStore
 
 
 def build_tokenizer(settings: Settings) -> tuple[TokenCounter, int]:
@@ -20,8 +25,7 @@ def build_tokenizer(settings: Settings) -> tuple[TokenCounter, int]:
 
     Raises Misconfigured when the deployment's chunks would be cut by the encoder.
     """
-    folder = model_folder(settings.encoder)
-    tokenizer, readable = load_tokenizer(folder), max_tokens(folder)
+    tokenizer, readable = load_tokenizer(tokenizer_file(settings.encoder)), max_tokens(settings.encoder)
     try:
         check_chunking(
             settings.chunking.chunking(), encoder_max_tokens=readable, special_tokens=tokenizer.special_tokens
@@ -33,10 +37,24 @@ def build_tokenizer(settings: Settings) -> tuple[TokenCounter, int]:
 
 def build_encoder(settings: Settings) -> Encoder:
     """Loads the model, which takes seconds and, on a GPU, its memory."""
-    return SentenceTransformerEncoder(settings.encoder)
+    return encoders.build_encoder(settings.encoder)
 
 
-def build_vectors(settings: Settings) -> MilvusStore:
+def build_reuse(settings: Settings) -> VectorReuse | None:
+    """None where every chunk is to be embedded."""
+    if not reuses_vectors(settings.encoder):
+        return None
+    identity = encoder_identity(settings.encoder)
+    milvus = settings.stores.milvus.model_copy(update={"timeout_s": TIMEOUT_S, "search_timeout_s": TIMEOUT_S})
+    from headrace.stores.milvus import MilvusStore
+
+    return VectorReuse(MilvusStore(settings.stores.model_copy(update={"milvus": milvus}), identity), identity.recipe)
+
+
+def build_vectors(settings: Settings) -> "MilvusStore":
+    # pymilvus brings pandas along, which takes a second and 50 MB that half of the workers have no use for.
+    from headrace.stores.milvus import MilvusStore
+
     return MilvusStore(settings.stores, encoder_identity(settings.encoder))
 
 

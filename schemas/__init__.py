@@ -3,7 +3,7 @@
 Readers ignore fields they do not know; a new field always has a default; a field's type never changes.
 """
 
-from schemas.batches import Attributes, Chunk, ChunkBatch, EmbeddingBatch, Receipt, Store
+from schemas.batches import Attributes, Batch, Chunk, ChunkBatch, EmbeddingBatch, Receipt, Replaced, Store
 from schemas.document import Chunking, Deletion, Document, MetadataValue, Strategy
 from schemas.encoder import EncoderIdentity
 from schemas.event import DocumentEvent, EventError, Status
@@ -35,6 +35,7 @@ __all__ = [
     "AnswerError",
     "AnswerText",
     "Attributes",
+    "Batch",
     "Chunk",
     "ChunkBatch",
     "Chunking",
@@ -61,6 +62,7 @@ __all__ = [
     "Pending",
     "Query",
     "Receipt",
+    "Replaced",
     "Revision",
     "Settlement",
     "Span",

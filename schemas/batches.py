@@ -42,7 +42,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     headings: list[str] = []
 
 
-class ChunkBatch(msgspec.Struct, frozen=True, kw_only=True):
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Up to 64 consecutive chunks of one revision: ordinals `first` to `first + len(chunks)`, of `total`.
 
     A deletion, and a document without any text, is one batch with `total` 0.
@@ -62,8 +62,27 @@ class ChunkBatch(msgspec.Struct, frozen=True, kw_only=True):
         return Key(self.tenant, self.doc_id)
 
 
-class EmbeddingBatch(ChunkBatch, frozen=True, kw_only=True):
-    """A ChunkBatch and its vectors: base64 of a C-ordered little-endian float32 matrix, `len(chunks)` x `dimension`."""
+class Replaced(msgspec.Struct, frozen=True, kw_only=True):
+    """The version that was live when another one was let in, and how many chunks it has."""
+
+    revision: Revision
+    chunks: int
+
+
+class ChunkBatch(Batch, frozen=True, kw_only=True):
+    """Up to 64 consecutive chunks of one revision: ordinals `first` to `first + len(chunks)`, of `total`.
+
+    A deletion, and a document without any text, is one batch with `total` 0. `replaces` only hints at where vectors of
+    the same chunks may be: it may be gone by now, and a replay may name another version or none.
+    """
+
+    replaces: Replaced | None = None
+
+
+class EmbeddingBatch(Batch, frozen=True, kw_only=True):
+    """A batch of chunks and its vectors: base64 of a C-ordered little-endian float32 matrix, `len(chunks)` x
+    `dimension`.
+    """
 
     encoder: str
     dimension: int

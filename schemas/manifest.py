@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from schemas.key import Key
-from schemas.revision import Revision
+from schemas.revision import Revision, revision_id
 
 Span = tuple[int, int]
 """Ordinals from the first up to, not including, the second."""
@@ -68,3 +68,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> Key:
         return Key(self.tenant, self.doc_id)
+
+    @property
+    def live_revision(self) -> str | None:
+        """The id of the revision that queries see; None while there is none, or it is a deletion."""
+        if self.live is None or self.live.deleted:
+            return None
+        return revision_id(self.key, self.live.revision)
