@@ -1,5 +1,7 @@
 """Puts each stage together from the settings, and runs one as a process."""
 
+import asyncio
+import gc
 import signal
 import sys
 import time
@@ -18,15 +20,18 @@ from agents.worker import Worker
 from headrace import telemetry, wiring
 from headrace.auth import Authenticator
 from headrace.config import Settings
-from headrace.encoders import encoder_identity
+from headrace.encoders import encoder_batch_tokens, encoder_identity
 from headrace.errors import Misconfigured, Transient
 from topics import GROUPS
 from topics.provisioning import existing_topics
+from topics.reaching import until_let_in_again
 
 log = structlog.get_logger("headrace.app")
 
-CHUNK_MESSAGE_BYTES = 2_500
-"""About what a chunk of 256 tokens takes in a message: a batch is full at about `encoder.batch_size` chunks."""
+TOKEN_BYTES = 10
+"""About what a token takes in a message of chunks."""
+FORWARD_BATCHES = 4
+"""Of the encoder, in a batch of `embed`: enough to sort texts by their length, and little enough to be done soon."""
 
 
 def build_stage(name: str, settings: Settings) -> Stage[Any] | RequestStage[Any]:
@@ -37,10 +42,9 @@ def build_stage(name: str, settings: Settings) -> Stage[Any] | RequestStage[Any]
             chunker = build_chunker(settings, wiring.build_authenticator(settings))
             return chunker.stage(batch_messages=batch_messages, batch_bytes=batch_bytes)
         case "embed":
-            embedder = Embedder(encoder=wiring.build_encoder(settings))
-            return embedder.stage(
-                batch_messages=batch_messages, batch_bytes=settings.encoder.batch_size * CHUNK_MESSAGE_BYTES
-            )
+            embedder = Embedder(encoder=wiring.build_encoder(settings), reuse=wiring.build_reuse(settings))
+            in_hand = FORWARD_BATCHES * encoder_batch_tokens(settings.encoder)
+            return embedder.stage(batch_messages=batch_messages, batch_bytes=in_hand * TOKEN_BYTES)
         case "upsert-milvus":
             milvus = MilvusUpserter(
                 vectors=_checked(wiring.build_vectors(settings)), encoder=encoder_identity(settings.encoder)
@@ -109,14 +113,23 @@ class CachedPartitions:
         self._kafka = kafka
         self._topics: dict[str, int] = {}
         self._looked = float("-inf")
+        self._looking = asyncio.Lock()
 
-    def __call__(self, topic: str) -> int | None:
-        """Raises Transient when no broker answers."""
-        age = time.monotonic() - self._looked
-        if age > self.GONE_AFTER_S or (topic not in self._topics and age > self.NEW_AFTER_S):
-            self._topics = existing_topics(self._kafka)
-            self._looked = time.monotonic()
+    async def __call__(self, topic: str) -> int | None:
+        """Raises Transient when no broker answers, or one refuses."""
+        if self._is_outdated(topic):
+            async with self._looking:
+                if self._is_outdated(topic):
+                    try:
+                        self._topics = await asyncio.to_thread(existing_topics, self._kafka)
+                    except Misconfigured as exc:
+                        raise until_let_in_again(exc) from exc
+                    self._looked = time.monotonic()
         return self._topics.get(topic)
+
+    def _is_outdated(self, topic: str) -> bool:
+        age = time.monotonic() - self._looked
+        return age > self.GONE_AFTER_S or (topic not in self._topics and age > self.NEW_AFTER_S)
 
 
 def run(stage: str, settings: Settings) -> int:
@@ -126,4 +139,12 @@ def run(stage: str, settings: Settings) -> int:
     telemetry.configure_logging(settings.log.level, settings.log.format)
     # Loading a model takes a while, and nothing is in hand yet.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    return Worker(build_stage(stage, settings), settings.kafka, settings.worker).run()
+    worker = Worker(build_stage(stage, settings), settings.kafka, settings.worker)
+    # What is there now stays until the end: libraries, a model, settings. The collector would go through it again and
+    # again, which holds all threads up for tens of milliseconds.
+    gc.collect()
+    gc.freeze()
+    try:
+        return worker.run()
+    finally:
+        gc.unfreeze()  # Libraries complain at the end of what was never collected.

@@ -48,7 +48,7 @@ ERROR_HEADER = "headrace.error"
 class ReplyTopics(Protocol):
     """Knows how many partitions a topic has; None when there is no such topic. May be a few seconds behind."""
 
-    def __call__(self, topic: str) -> int | None: ...
+    async def __call__(self, topic: str) -> int | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Responder:
 
     async def serve(self, item: Item[Request], write: Write) -> None:
         started = time.perf_counter()
-        request = await asyncio.to_thread(self._addressed, item.message)
+        request = await self._addressed(item.message)
         replies = Replies(request, write)
         answer = await self._answer(request, replies)
         await replies.finish(answer)
@@ -146,7 +146,7 @@ class Responder:
             refused=refused,
         )
 
-    def _addressed(self, request: Request) -> Request:
+    async def _addressed(self, request: Request) -> Request:
         """The request as it is, if a reply can be sent where it says.
 
         Else with an error for the default topic, so that somebody learns why.
@@ -156,7 +156,7 @@ class Responder:
         partitions, refused = None, reply_to.refused
         if refused is None:
             topic = self.names.topic(reply_to.topic)
-            partitions = self.partitions_of(topic)
+            partitions = await self.partitions_of(topic)
             refused = _unreachable(topic, reply_to.partition, partitions)
         if refused is not None:
             telemetry.REPLY_ADDRESSES_REFUSED.inc()

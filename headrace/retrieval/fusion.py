@@ -6,6 +6,7 @@ equal scores are ordered by id, so the same lists always give the same order.
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
 from schemas import Fusion
@@ -106,8 +107,11 @@ def blend(first: Ranked, reranked: Mapping[str, float], *, weight: float) -> lis
 
 
 def _weighed(dense: Shares, bm25: Shares, *, dense_weight: float, bm25_weight: float) -> Fused:
-    chunks = dense.found.keys() | bm25.found.keys()
-    fused = {chunk: dense_weight * dense.of(chunk) + bm25_weight * bm25.of(chunk) for chunk in chunks}
+    near, said = dense.found, bm25.found
+    fused = {
+        chunk: dense_weight * near.get(chunk, dense.missing) + bm25_weight * said.get(chunk, bm25.missing)
+        for chunk in near.keys() | said.keys()
+    }
     return Fused(_ordered(fused), dense, bm25)
 
 
@@ -117,4 +121,5 @@ def _range(ranked: Ranked) -> tuple[float, float]:
 
 
 def _ordered(fused: Mapping[str, float]) -> list[tuple[str, float]]:
-    return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
+    # A sort keeps what is equal in its order, reversed ones too.
+    return sorted([(chunk, fused[chunk]) for chunk in sorted(fused)], key=itemgetter(1), reverse=True)

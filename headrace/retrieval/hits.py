@@ -22,8 +22,8 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
     reranked: Mapping[str, float] = {}
 
 
-def chosen(order: Ranked, rows: Mapping[str, TextRow], *, top_k: int, max_per_document: int | None) -> Ranked:
-    """The best `top_k`, with at most so many of one document."""
+def chosen(order: Ranked, documents: Mapping[str, str], *, top_k: int, max_per_document: int | None) -> Ranked:
+    """The best `top_k`, with at most so many of one document. `documents` has the doc_id of each chunk."""
     if max_per_document is None:
         return order[:top_k]
     kept: list[tuple[str, float]] = []
@@ -31,7 +31,7 @@ def chosen(order: Ranked, rows: Mapping[str, TextRow], *, top_k: int, max_per_do
     for chunk, score in order:
         if len(kept) == top_k:
             break
-        doc_id = rows[chunk].doc_id
+        doc_id = documents[chunk]
         if of_document[doc_id] < max_per_document:
             of_document[doc_id] += 1
             kept.append((chunk, score))

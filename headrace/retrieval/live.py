@@ -4,22 +4,13 @@ Stores may still hold older versions (a sweep is pending), newer ones (not yet w
 shown.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from headrace.stores.ports import Candidate
-from schemas import Manifest, revision_id
 from schemas.revision import revision_of
 
 
-def live_revisions(manifests: Mapping[str, Manifest]) -> dict[str, str]:
-    """The live revision's id by doc_id. A document that is deleted, or has never been whole, is not in it."""
-    return {
-        doc_id: revision_id(manifest.key, manifest.live.revision)
-        for doc_id, manifest in manifests.items()
-        if manifest.live is not None and not manifest.live.deleted
-    }
-
-
-def keep_live(candidates: Iterable[Candidate], revisions: Mapping[str, str]) -> list[Candidate]:
-    """The candidates of these revisions, in their order. The id decides: it begins with its revision's."""
-    return [candidate for candidate in candidates if revisions.get(candidate.doc_id) == revision_of(candidate.id)]
+def live_chunks(documents: Mapping[str, str], revisions: Mapping[str, str]) -> set[str]:
+    """Of these chunks, given with their doc_ids, those of the documents' live revisions. A document that is deleted, or
+    has never been whole, has none. The id decides: it begins with its revision's.
+    """
+    return {chunk for chunk, doc_id in documents.items() if revisions.get(doc_id) == revision_of(chunk)}

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from headrace.rerank import Reranker, RerankSettings
 from headrace.retrieval.breakers import Breaker
-from headrace.retrieval.live import live_revisions
 from headrace.retrieval.reranking import Reranking
 from headrace.retrieval.search import Found, Search, Sources, Vector
 from headrace.retrieval.service import Service
@@ -68,8 +67,7 @@ class Retriever:
             return True
         doc_ids = sorted({hit.doc_id for hit in hits})
         sources = self._sources
-        _, manifests = await sources.live.ask(lambda: sources.texts.read(tenant, [], doc_ids))
-        revisions = live_revisions(manifests)
+        revisions = (await sources.live.ask(lambda: sources.texts.read_live(tenant, [], doc_ids, []))).revisions
         return all(revisions.get(hit.doc_id) == revision_of(hit.chunk_id) for hit in hits)
 
     def close(self) -> None:

@@ -5,23 +5,23 @@ without the rest it raises.
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import Transient
-from headrace.retrieval.fusion import blend, fuse
+from headrace.retrieval.fusion import Ranked, blend, fuse
 from headrace.retrieval.hits import Ranking, chosen, explanations, make_hits
-from headrace.retrieval.live import keep_live, live_revisions
+from headrace.retrieval.live import live_chunks
 from headrace.retrieval.passages import neighbours, passage
 from headrace.retrieval.reranking import Reranking
 from headrace.retrieval.service import Service
 from headrace.stores.filters import Filters
-from headrace.stores.ports import Candidate, TextRow, TextStore, VectorStore
+from headrace.stores.ports import Candidate, LiveRead, TextRow, TextStore, VectorStore
 from schemas import Fusion, Highlight, Hit, Manifest, Passage, Query
 
 T = TypeVar("T")
@@ -52,15 +52,52 @@ class Sources:
     reranking: Reranking
 
 
-class _Page(NamedTuple):
-    """What one round brought: live candidates with their texts, None for a store that could not answer."""
+class _Page:
+    """What one round brought: the candidates that are live as far as is known, fused, and what was read of them.
 
-    dense: list[Candidate] | None
-    bm25: list[Candidate] | None
-    rows: dict[str, TextRow]
-    manifests: dict[str, Manifest]
-    incomplete: bool
-    """Asking again may bring more live chunks."""
+    `dense` and `bm25` are None for a store that could not answer.
+    """
+
+    def __init__(self, dense: list[Candidate] | None, bm25: list[Candidate] | None, fusion: Fusion) -> None:
+        self.dense, self.bm25 = dense, bm25
+        self.documents = {candidate.id: candidate.doc_id for candidate in (*(dense or ()), *(bm25 or ()))}
+        """The doc_id of each candidate that isn't known to be dead."""
+        self.rows: dict[str, TextRow] = {}
+        self.manifests: dict[str, Manifest] = {}
+        self.revisions: dict[str, str] = {}
+        self.checked: set[str] = set()
+        """Documents of which it is known whether, and in which revision, they are live."""
+        self._fusion = fusion
+        self._fuse()
+
+    def take(self, chunks: Sequence[str], doc_ids: Sequence[str], read: LiveRead) -> None:
+        """What was read of these chunks and documents. A chunk that is of no live version, or without a text, leaves
+        the lists; the others' scores are then worth what they are without it.
+        """
+        self.rows |= read.rows
+        self.manifests |= read.manifests
+        for doc_id in doc_ids:
+            self.revisions.pop(doc_id, None)
+        self.revisions |= read.revisions
+        self.checked.update(doc_ids)
+        live = live_chunks(self.documents, self.revisions).difference(set(chunks) - read.rows.keys())
+        if len(live) < len(self.documents):
+            self.documents = {chunk: doc_id for chunk, doc_id in self.documents.items() if chunk in live}
+            self.dense, self.bm25 = _only(self.dense, live), _only(self.bm25, live)
+            self._fuse()
+
+    def lacks_a_live_document(self) -> bool:
+        """Whether one is live of which only dead chunks were found."""
+        return not self.revisions.keys() <= set(self.documents.values())
+
+    def room(self, max_per_document: int | None) -> int:
+        """How many of its chunks may be shown."""
+        if max_per_document is None:
+            return len(self.documents)
+        return sum(min(count, max_per_document) for count in Counter(self.documents.values()).values())
+
+    def _fuse(self) -> None:
+        self.fused = fuse(_scores(self.dense), _scores(self.bm25), self._fusion)
 
 
 class Search:
@@ -82,15 +119,18 @@ class Search:
         query = self._query
         reranked = self._sources.reranking.candidates if self._reranks else 0
         limit = max(candidates, query.top_k, reranked)
-        page = await self._page(limit)
-        if page.incomplete and _room(page.rows, query.max_per_document) < query.top_k:
+        page, full = await self._page(limit)
+        if (full or page.lacks_a_live_document()) and page.room(query.max_per_document) < query.top_k:
             # Rows of dead versions, of a document that was replaced between the search and the read, or more of one
             # document than may be shown, stood where others belong. Once more and no oftener: a store full of dead rows
             # must not make one query as dear as a hundred.
-            page = await self._page(limit * WIDER)
+            page, _ = await self._page(limit * WIDER)
         self._lacks |= {name for name, found in (("milvus", page.dense), ("opensearch", page.bm25)) if found is None}
         ranking = await self._ranked(page)
-        best = chosen(ranking.order, page.rows, top_k=query.top_k, max_per_document=query.max_per_document)
+        order = ranking.order
+        while await self._read(page, best := self._chosen(order, page)):
+            # The reranker and `max_per_document` together choose others than were read.
+            order = [(chunk, score) for chunk, score in order if chunk in page.documents]
         hits = make_hits(best, page.rows, ranking)
         if query.explain:
             explained = explanations(ranking)
@@ -99,31 +139,43 @@ class Search:
         degraded: list[str] = [name for name in ("milvus", "opensearch", "rerank") if name in self._lacks]
         return Found(hits=hits, degraded=degraded, timings_ms=dict(self._ms))
 
-    async def _page(self, limit: int) -> _Page:
+    async def _page(self, limit: int) -> tuple[_Page, bool]:
+        """A page whose best are read, and all checked for being live; and whether there may be more to find."""
         dense, bm25 = await self._ask(limit)
-        candidates = [*(dense or ()), *(bm25 or ())]
-        rows = {candidate.id: candidate.row for candidate in candidates if candidate.row is not None}
-        lacking = {candidate.id for candidate in candidates} - rows.keys()
-        doc_ids = {candidate.doc_id for candidate in candidates}
-        revisions: dict[str, str] = {}
-        manifests: dict[str, Manifest] = {}
-        if candidates:
-            sources, tenant = self._sources, self._query.tenant
-            read, manifests = await self._timed(
-                "read", sources.live.ask(lambda: sources.texts.read(tenant, sorted(lacking), sorted(doc_ids)))
-            )
-            rows |= read
-            revisions = live_revisions(manifests)
-        live = {candidate.id for candidate in keep_live(candidates, revisions)} & rows.keys()
-        seen = {candidate.doc_id for candidate in candidates if candidate.id in live}
         full = any(len(found) >= limit for found in (dense, bm25) if found is not None)
-        return _Page(
-            dense=_only(dense, live),
-            bm25=_only(bm25, live),
-            rows={chunk: rows[chunk] for chunk in live},
-            manifests=manifests,
-            incomplete=full or not revisions.keys() <= seen,
+        started = time.perf_counter()
+        page = _Page(dense, bm25, self._fusion)
+        self._ms["fuse"] += _since(started)
+        # Most are live. So what would be shown if all were is read together with what says which are.
+        while await self._read(page, self._wanted(page)):
+            pass
+        return page, full
+
+    def _wanted(self, page: _Page) -> Ranked:
+        """Those whose texts are needed: to be shown, or to be reranked."""
+        ranked = page.fused.ranked
+        reranked = ranked[: self._sources.reranking.candidates] if self._reranks else []
+        return [*reranked, *self._chosen(ranked, page)]
+
+    def _chosen(self, order: Ranked, page: _Page) -> Ranked:
+        query = self._query
+        return chosen(order, page.documents, top_k=query.top_k, max_per_document=query.max_per_document)
+
+    async def _read(self, page: _Page, wanted: Ranked) -> bool:
+        """Read what of these was not read yet, and check what was not checked; False when there is nothing to do."""
+        chunks = sorted({chunk for chunk, _ in wanted} - page.rows.keys())
+        if not chunks:
+            return False
+        sources, tenant = self._sources, self._query.tenant
+        doc_ids = sorted({page.documents[chunk] for chunk in chunks})
+        others = sorted(set(page.documents.values()) - page.checked.union(doc_ids))
+        read = await self._timed(
+            "read", sources.live.ask(lambda: sources.texts.read_live(tenant, chunks, doc_ids, others))
         )
+        started = time.perf_counter()
+        page.take(chunks, [*doc_ids, *others], read)
+        self._ms["fuse"] += _since(started)
+        return True
 
     async def _ask(self, limit: int) -> tuple[list[Candidate] | None, list[Candidate] | None]:
         """Both stores at once; None for one that is away, Transient when both are."""
@@ -146,13 +198,7 @@ class Search:
         return _unless_away(dense), _unless_away(bm25)
 
     async def _ranked(self, page: _Page) -> Ranking:
-        started = time.perf_counter()
-        fused = fuse(
-            None if page.dense is None else [(candidate.id, candidate.score) for candidate in page.dense],
-            None if page.bm25 is None else [(candidate.id, candidate.score) for candidate in page.bm25],
-            self._fusion,
-        )
-        self._ms["fuse"] += _since(started)
+        fused = page.fused
         ranking = Ranking(order=fused.ranked, dense=page.dense, bm25=page.bm25, fused=fused)
         if not self._reranks:
             return ranking
@@ -227,15 +273,12 @@ async def _nothing() -> dict[str, T]:
     return {}
 
 
-def _room(rows: Mapping[str, TextRow], max_per_document: int | None) -> int:
-    """How many of these chunks may be shown."""
-    if max_per_document is None:
-        return len(rows)
-    return sum(min(count, max_per_document) for count in Counter(row.doc_id for row in rows.values()).values())
-
-
 def _chunks(manifest: Manifest) -> int:
     return manifest.live.chunks if manifest.live is not None else 0
+
+
+def _scores(candidates: list[Candidate] | None) -> list[tuple[str, float]] | None:
+    return None if candidates is None else [(candidate.id, candidate.score) for candidate in candidates]
 
 
 def _only(candidates: list[Candidate] | None, ids: set[str]) -> list[Candidate] | None:

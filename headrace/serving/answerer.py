@@ -90,7 +90,7 @@ class Answerer:
         self._model_breaker = Breaker(
             "llm", "llm", failures=retrieval.breaker_failures, reset_s=retrieval.breaker_reset_s
         )
-        self._embedder = QueryEmbedder(encoder, linger_s=settings.embed_linger_s)
+        self._embedder = QueryEmbedder(encoder)
         self._slots = Slots(settings.in_flight, settings.waiting)
         self._rates = Rates(settings)
         self._remembered = Remembered(seconds=settings.remember_s, size_bytes=settings.remember_bytes)

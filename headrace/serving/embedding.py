@@ -17,12 +17,13 @@ BATCH = 64
 class QueryEmbedder:
     """Embeds in a thread of its own, so the model works on one batch at a time; what comes meanwhile is the next batch.
 
-    A question that finds the model idle waits `linger_s` for others, and no longer. To be used from one event loop.
+    A question that finds the model idle waits for nothing but what comes in the same turn of the event loop: under load
+    the model is never idle for long, and without it a wait would be all that a question gains. To be used from one
+    event loop.
     """
 
-    def __init__(self, encoder: Encoder, *, linger_s: float) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._linger_s = linger_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed-queries")
         self._asked: list[tuple[str, asyncio.Future[Vector]]] = []
         self._working: asyncio.Task[None] | None = None
@@ -38,7 +39,6 @@ class QueryEmbedder:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await asyncio.sleep(self._linger_s)
             while self._asked:
                 batch = [asked for asked in self._asked[:BATCH] if not asked[1].done()]
                 del self._asked[:BATCH]

@@ -25,8 +25,6 @@ class QuerySettings(BaseModel):
     """Questions that wait for their turn, the newest first; beyond it the oldest is `rate_limited`."""
     timeout_s: Annotated[float, Field(gt=0, le=120)] = 60.0
     """A question's deadline where it names none, or a later one."""
-    embed_linger_s: Annotated[float, Field(ge=0, le=0.1)] = 0.003
-    """How long a question waits for others to be embedded with."""
     remember_s: Annotated[float, Field(ge=0)] = 60.0
     """For how long the same `request_id` gets the same answer; 0 is never."""
     remember_bytes: Annotated[int, Field(ge=0)] = 64_000_000

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from headrace.stores.opensearch_connection import OpenSearchConnection
-from headrace.stores.opensearch_indexes import Action, TenantIndexes, get_many
+from headrace.stores.opensearch_indexes import Action, TenantIndexes, Wanted, get_many
 from headrace.stores.ports import ManifestCount, Stored
 from headrace.stores.settings import StoreSettings
 from schemas import Key, Manifest
@@ -40,7 +40,7 @@ class OpenSearchManifestStore:
         stored: dict[Key, Stored] = {}
         for first in range(0, len(wanted), _KEYS_PER_READ):
             page = wanted[first : first + _KEYS_PER_READ]
-            got = get_many(self._connection, [(self._indexes.name(key.tenant), key.doc_id) for key in page])
+            got = get_many(self._connection, [Wanted(self._indexes.name(key.tenant), key.doc_id) for key in page])
             for key, one in zip(page, got, strict=True):
                 if one.found:
                     manifest = decode(bytes(one.source), Manifest)

@@ -28,6 +28,7 @@ from headrace.stores.limits import SOURCE_MAX_BYTES, TAG_MAX_BYTES, TAGS_MAX, in
 from headrace.stores.ports import Candidate, StoreCount, StoredRow, TenantAway, VectorRow
 from headrace.stores.settings import MilvusSettings, StoreSettings
 from headrace.stores.terms import created_at_ms, metadata_values
+from headrace.tls import TlsSettings, refusal, shake_hands
 from schemas import Attributes, EncoderIdentity
 from schemas.key import DOC_ID_MAX_BYTES, check_tenant
 from schemas.wire import decode, encode
@@ -35,6 +36,7 @@ from schemas.wire import decode, encode
 T = TypeVar("T")
 
 SERVICE = "milvus"
+TLS_SECTION = "stores.milvus.tls"
 
 _SUFFIX = "_docs"
 _DASH = "D"  # Milvus takes no dash in a name, and no tenant has an upper-case letter
@@ -55,6 +57,9 @@ _ROW_BYTES = 256  # ids, hash and numbers of a row, roughly
 _GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2000}
 # Our stage retries, so that it can say so and stop; pymilvus would, unseen, until the time-out.
 _NO_RETRY = {"retry_times": 0, "retry_on_rate_limit": False}
+
+# An HTTP/2 client's preface and its empty settings (RFC 9113, section 3.4).
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 _NO_COLLECTION = 100
 _NOT_LOADED = frozenset({101, 103, 201, 202})
@@ -94,6 +99,9 @@ class MilvusStore:
     """A VectorStore whose collections all hold vectors of one encoder. Connects when it is first used."""
 
     def __init__(self, settings: StoreSettings, encoder: EncoderIdentity) -> None:
+        """Raises Misconfigured where the files of TLS can't be used."""
+        if settings.milvus.tls:
+            settings.milvus.tls.context(TLS_SECTION)
         self._settings = settings.milvus
         self._prefix = settings.prefix
         self._encoder = encoder
@@ -151,6 +159,25 @@ class MilvusStore:
         if found is None:
             return []
         return [Candidate(id=hit["id"], doc_id=hit["entity"]["doc_id"], score=hit["distance"]) for hit in found[0]]
+
+    def vectors(self, tenant: str, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        name = collection_name(self._prefix, tenant)
+        found: dict[str, npt.NDArray[np.float32]] = {}
+        for request in in_requests(ids, lambda _: self._encoder.dimension * 4 + _ROW_BYTES):
+            expression = f"id in [{', '.join(map(milvus_literal, request))}]"
+            rows = self._read(
+                name,
+                lambda client, *, expression=expression, **bounds: client.query(
+                    name,
+                    filter=expression,
+                    output_fields=["content_hash", "vector"],
+                    consistency_level="Bounded",
+                    **bounds,
+                ),
+                timeout_s=self._settings.search_timeout_s,
+            )
+            found |= {row["content_hash"]: np.array(row["vector"], dtype=np.float32) for row in rows or ()}
+        return found
 
     def count(self, tenant: str) -> StoreCount:
         name = collection_name(self._prefix, tenant)
@@ -419,6 +446,8 @@ def _translate_rpc(error: Any) -> Exception:
     text = f"{error.code().name}: {error.details()}"
     if error.code() in _CREDENTIAL_STATUSES:
         return Misconfigured(f"milvus refuses these credentials; set stores.milvus.token ({text})")
+    if (told := refusal(str(error.details()), TLS_SECTION, "the server")) is not None:
+        return Misconfigured(told)
     if error.code() in _TRANSIENT_STATUSES and "larger than max" not in text:
         return Transient(SERVICE, text)
     if error.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN} and "RST_STREAM" in text:
@@ -454,8 +483,13 @@ def _is_missing(error: Any) -> bool:
 def _knock(settings: MilvusSettings) -> None:
     address = urlsplit(settings.uri)
     port = address.port or (443 if address.scheme == "https" else 19530)
+    host, timeout_s = address.hostname or "", settings.search_timeout_s
     try:
-        socket.create_connection((address.hostname or "", port), timeout=settings.search_timeout_s).close()
+        if address.scheme == "https":
+            # gRPC says only that nobody answered in time, whatever one side has against the other.
+            shake_hands(host, port, settings.tls, TLS_SECTION, timeout_s=timeout_s, alpn=("h2",), hello=_HTTP2_HELLO)
+        else:
+            socket.create_connection((host, port), timeout=timeout_s).close()
     except OSError as exc:
         raise Transient(SERVICE, f"nobody listens at {address.hostname}:{port}: {exc}") from exc
 
@@ -469,12 +503,22 @@ def _open(settings: MilvusSettings) -> Any:
         timeout=settings.search_timeout_s,
         dedicated=True,
         grpc_options=_GRPC_OPTIONS,
+        **_certificates(settings.tls),
     )
     # With a time-out, pymilvus retries a server that is away until the time-out, and reconnects under a lock of its
     # process. Its hook for errors is where that can be cut short: gRPC itself connects again.
     # (tests/connected/stores/test_away.py holds it.)
     client._handler._on_rpc_error = _give_up
     return client
+
+
+def _certificates(tls: TlsSettings) -> dict[str, str]:
+    """In pymilvus' words, which has one setting for the authority with a client certificate and another without."""
+    if tls.ca is None:
+        return {}
+    if tls.certificate is None:
+        return {"server_pem_path": str(tls.ca)}
+    return {"ca_pem_path": str(tls.ca), "client_pem_path": str(tls.certificate), "client_key_path": str(tls.key)}
 
 
 def _give_up(error: Exception) -> NoReturn:

@@ -18,10 +18,11 @@ import structlog
 
 from headrace.errors import Misconfigured
 from headrace.stores.filters import Filters, opensearch_clauses
+from headrace.stores.known_revisions import Known, KnownRevisions
 from headrace.stores.manifests import manifest_indexes
 from headrace.stores.opensearch_connection import OpenSearchConnection
-from headrace.stores.opensearch_indexes import Action, Scanned, TenantIndexes, get_many
-from headrace.stores.ports import Candidate, StoreCount, StoredRow, TextRow
+from headrace.stores.opensearch_indexes import Action, Got, Scanned, TenantIndexes, Wanted, get_many
+from headrace.stores.ports import Candidate, LiveRead, StoreCount, StoredRow, TextRow
 from headrace.stores.settings import OpenSearchSettings, StoreSettings
 from headrace.stores.terms import created_at_ms, metadata_keywords
 from schemas import Attributes, Manifest, MetadataValue
@@ -39,7 +40,6 @@ _BM25 = {"type": "BM25", "k1": 0.9, "b": 0.4}
 _DISTINCT_PAGE = 10_000
 _SCAN_PAGE = 5_000
 _ROW_FIELDS = ["doc_id", "version", "ordinal", "content_hash"]
-_DERIVED = {"_source_excludes": "created_at_ms,metadata_terms"}
 # A word as the tokenizers see it: a run of letters and digits of an alphabet, or one sign of a script without spaces.
 _word = re.compile(r"[^\W\u2000-\U0010ffff]+|[^\s\x00-\x7f]")
 _TOKEN_MAX_CHARS = 255  # where the tokenizers cut a longer word
@@ -48,6 +48,7 @@ _TOKEN_MAX_CHARS = 255  # where the tokenizers cut a longer word
 class _Source(msgspec.Struct, frozen=True, kw_only=True):
     """A chunk as it lies in the index."""
 
+    chunk_id: str
     doc_id: str
     version: int
     ordinal: int
@@ -66,10 +67,16 @@ class _Source(msgspec.Struct, frozen=True, kw_only=True):
     metadata_terms: list[str] = []
 
 
-class _Hit(msgspec.Struct, frozen=True):
-    id: str = msgspec.field(name="_id")
+class _Fields(msgspec.Struct, frozen=True, gc=False):
+    """A row that somebody wrote by hand may lack them."""
+
+    chunk_id: tuple[str] = ("",)
+    doc_id: tuple[str] = ("",)
+
+
+class _Hit(msgspec.Struct, frozen=True, gc=False):
     score: float = msgspec.field(name="_score")
-    source: _Source = msgspec.field(name="_source")
+    fields: _Fields = _Fields()
 
 
 class _Hits(msgspec.Struct, frozen=True):
@@ -120,6 +127,7 @@ class OpenSearchTextStore:
             self._connection, settings.prefix, "docs", partial(_definition, settings.opensearch)
         )
         self._manifests = manifest_indexes(self._connection, settings)
+        self._known = KnownRevisions()
 
     def check(self) -> None:
         """Also says in the log which indexes keep an analyzer that is not the one that is set. Raises Misconfigured for
@@ -127,11 +135,12 @@ class OpenSearchTextStore:
         """
         self._connection.request("GET", "/", msgspec.Raw, timeout_s=self._settings.search_timeout_s)
         mappings = self._indexes.mappings(SEARCHED)
-        if outdated := sorted(self._indexes.mappings("text").keys() - mappings.keys()):
+        whole = mappings.keys() & self._indexes.mappings("chunk_id").keys()
+        if outdated := sorted(self._indexes.mappings("text").keys() - whole):
             raise Misconfigured(
                 f"opensearch: {', '.join(map(self._indexes.name, outdated))}: made by an earlier headrace, without the "
-                f"field `{SEARCHED}`: delete the index and run `headrace verify --repair`, or set another "
-                "stores.prefix and send the documents again"
+                f"field `{SEARCHED}` or `chunk_id`: delete the index and run `headrace verify --repair`, or set "
+                "another stores.prefix and send the documents again"
             )
         for tenant, mapping in mappings.items():
             kept, wanted = mapping.get("analyzer", "standard"), self._settings.analyzer_of(tenant)
@@ -157,23 +166,47 @@ class OpenSearchTextStore:
             "query": {"bool": {"must": {"match": asked}, "filter": opensearch_clauses(filters)}},
             "size": limit,
             "track_total_hits": False,
-            "_source": {"excludes": ["created_at_ms", "metadata_terms"]},
+            # Of hundreds that are ranked, a few are shown, and their texts are read then. Here is but what ranks them,
+            # and all of it from columns: an `_id` is kept beside the text, which is unpacked for it.
+            "stored_fields": "_none_",
+            "docvalue_fields": ["chunk_id", "doc_id"],
         }
         found = self._indexes.search(tenant, body, _Found, timeout_s=self._settings.search_timeout_s)
         return [
-            Candidate(id=hit.id, doc_id=hit.source.doc_id, score=hit.score, row=_row(hit.id, hit.source))
+            Candidate(id=hit.fields.chunk_id[0], doc_id=hit.fields.doc_id[0], score=hit.score)
             for hit in found.hits.hits
         ]
 
     def read(
         self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str]
     ) -> tuple[dict[str, TextRow], dict[str, Manifest]]:
-        rows = [(self._indexes.name(tenant), chunk) for chunk in chunk_ids]
-        manifests = [(self._manifests.name(tenant), doc_id) for doc_id in doc_ids]
-        got = get_many(self._connection, rows + manifests, params=_DERIVED, timeout_s=self._settings.search_timeout_s)
-        return (
-            {one.id: _row(one.id, decode(bytes(one.source), _Source)) for one in got[: len(rows)] if one.found},
-            {one.id: decode(bytes(one.source), Manifest) for one in got[len(rows) :] if one.found},
+        read = self.read_live(tenant, chunk_ids, doc_ids, ())
+        return read.rows, read.manifests
+
+    def read_live(
+        self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str], others: Sequence[str]
+    ) -> LiveRead:
+        rows, manifests = self._indexes.name(tenant), self._manifests.name(tenant)
+        known = self._known.of(manifests, others)
+        got = self._get(
+            [
+                *(Wanted(rows, chunk) for chunk in chunk_ids),
+                *(Wanted(manifests, doc_id) for doc_id in doc_ids),
+                *(Wanted(manifests, doc_id, source=doc_id not in known) for doc_id in others),
+            ]
+        )
+        texts, notes = got[: len(chunk_ids)], got[len(chunk_ids) :]
+        unchanged = {one.id for one in notes if one.id in known and one.state == known[one.id].state}
+        written = [one.id for one in notes if one.found and not one.source and one.id not in unchanged]
+        notes += self._get([Wanted(manifests, doc_id) for doc_id in written])
+        read = {one.id: (one.state, decode(bytes(one.source), Manifest)) for one in notes if one.source}
+        new = {doc_id: Known(state, manifest.live_revision) for doc_id, (state, manifest) in read.items()}
+        self._known.keep(manifests, new)
+        now = {doc_id: known[doc_id] for doc_id in unchanged} | new
+        return LiveRead(
+            rows={one.id: _row(one.id, decode(bytes(one.source), _Source)) for one in texts if one.found},
+            manifests={doc_id: read[doc_id][1] for doc_id in doc_ids if doc_id in read},
+            revisions={doc_id: one.revision for doc_id, one in now.items() if one.revision is not None},
         )
 
     def highlight(self, tenant: str, text: str, chunk_ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
@@ -217,6 +250,9 @@ class OpenSearchTextStore:
     def close(self) -> None:
         """Close the connections; a later call opens them again."""
         self._connection.close()
+
+    def _get(self, wanted: Sequence[Wanted]) -> list[Got]:
+        return get_many(self._connection, wanted, timeout_s=self._settings.search_timeout_s)
 
     def _documents(self, tenant: str) -> int:
         """Distinct doc_ids, page by page: OpenSearch's cardinality is an estimate."""
@@ -267,6 +303,7 @@ def _definition(settings: OpenSearchSettings, tenant: str) -> dict[str, Any]:
         "mappings": {
             "dynamic": False,
             "properties": {
+                "chunk_id": {"type": "keyword", "index": False},
                 "doc_id": {"type": "keyword"},
                 "version": {"type": "long"},
                 "ordinal": {"type": "integer"},
@@ -287,6 +324,7 @@ def _definition(settings: OpenSearchSettings, tenant: str) -> dict[str, Any]:
 def _source(row: TextRow, metadata_terms: list[str]) -> _Source:
     attributes = row.attributes
     return _Source(
+        chunk_id=row.id,
         doc_id=row.doc_id,
         version=row.version,
         ordinal=row.ordinal,

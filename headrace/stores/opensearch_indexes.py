@@ -40,7 +40,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     primary_term: int | None = None
 
 
-class Got(msgspec.Struct, frozen=True, kw_only=True):
+class Got(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One item of a multi-get request."""
 
     id: str = msgspec.field(name="_id")
@@ -49,6 +49,19 @@ class Got(msgspec.Struct, frozen=True, kw_only=True):
     primary_term: int | None = msgspec.field(name="_primary_term", default=None)
     source: msgspec.Raw = msgspec.field(name="_source", default=msgspec.Raw())
     error: ErrorCause | None = None
+
+    @property
+    def state(self) -> tuple[int | None, int | None]:
+        """What every write changes."""
+        return self.seq_no, self.primary_term
+
+
+class Wanted(msgspec.Struct, frozen=True, gc=False):
+    """One item to get; without its `source`, only whether it is there and in which state."""
+
+    index: str
+    id: str
+    source: bool = True
 
 
 class _GotMany(msgspec.Struct, frozen=True):
@@ -103,20 +116,17 @@ class _Page(msgspec.Struct, frozen=True):
 
 
 def get_many(
-    connection: OpenSearchConnection,
-    wanted: Sequence[tuple[str, str]],
-    *,
-    params: Mapping[str, str] | None = None,
-    timeout_s: float | None = None,
+    connection: OpenSearchConnection, wanted: Sequence[Wanted], *, timeout_s: float | None = None
 ) -> list[Got]:
-    """One realtime multi-get of (index, id), in that order. Of an index that does not exist, nothing is found."""
+    """One realtime multi-get, answered in its order. Of an index that does not exist, nothing is found."""
     if not wanted:
         return []
-    body = encode({"docs": [{"_index": index, "_id": name} for index, name in wanted]})
-    docs = connection.request("POST", "/_mget", _GotMany, body=body, params=params, timeout_s=timeout_s).docs
-    for got, (index, name) in zip(docs, wanted, strict=True):
+    # Whole or not at all: to leave a part of a source out, OpenSearch parses it.
+    body = encode({"docs": [{"_index": one.index, "_id": one.id, "_source": one.source} for one in wanted]})
+    docs = connection.request("POST", "/_mget", _GotMany, body=body, timeout_s=timeout_s).docs
+    for got, one in zip(docs, wanted, strict=True):
         if got.error is not None and got.error.type != _NO_INDEX:
-            raise refused(500, got.error, f"{index}/{name}")
+            raise refused(500, got.error, f"{one.index}/{one.id}")
     return docs
 
 

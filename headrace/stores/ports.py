@@ -5,7 +5,7 @@ used.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -47,15 +47,20 @@ class TextRow(msgspec.Struct, frozen=True, kw_only=True):
     headings: list[str] = []
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a search found: a chunk's id, its document, the searcher's score (higher is better);
-    the row where the searcher has it.
-    """
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a search found: a chunk's id, its document, the searcher's score (higher is better)."""
 
     id: str
     doc_id: str
     score: float
-    row: TextRow | None = None
+
+
+class LiveRead(NamedTuple):
+    """Rows by chunk id, manifests by doc_id, and the live revision's id of each document that has one."""
+
+    rows: dict[str, TextRow]
+    manifests: dict[str, Manifest]
+    revisions: dict[str, str]
 
 
 class StoredRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +93,13 @@ class VectorStore(Protocol):
     def search(self, tenant: str, vector: npt.NDArray[np.float32], *, limit: int, filters: Filters) -> list[Candidate]:
         """The nearest rows by cosine, best first. [] for a tenant without a collection."""
 
+    def vectors(self, tenant: str, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """The vectors of these rows, bit by bit as they were stored, by their `content_hash`.
+
+        Rows that are not there, or were stored a moment ago, are left out; one that was deleted a moment ago may be
+        there. {} for a tenant without a collection. Takes no longer than a search may, for each 2,000 rows.
+        """
+
     def count(self, tenant: str) -> StoreCount:
         """Exact, with strong consistency; meant for people and tests, not for the hot path."""
 
@@ -119,12 +131,20 @@ class TextStore(Protocol):
         """Delete by id, whatever of it is there, also what no refresh has made visible yet."""
 
     def search(self, tenant: str, text: str, *, limit: int, filters: Filters) -> list[Candidate]:
-        """BM25 over text and title, best first, each with its row. [] for a tenant without an index."""
+        """BM25 over text and title, best first. [] for a tenant without an index."""
 
     def read(
         self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str]
     ) -> tuple[dict[str, TextRow], dict[str, Manifest]]:
         """Rows by chunk id and manifests by doc_id, in one realtime multi-get; what isn't there is left out."""
+
+    def read_live(
+        self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str], others: Sequence[str]
+    ) -> LiveRead:
+        """As `read`, and of `others` the live revision alone, as it is now.
+
+        A manifest of `others` that was read lately and has not been written since is not sent again.
+        """
 
     def highlight(self, tenant: str, text: str, chunk_ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
         """Where words of `text`, in any form that a search takes for the same, stand in the rows' texts.

@@ -8,8 +8,9 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from headrace.cli.kafka import QUIET
-from headrace.config import KafkaSettings, Settings
+from headrace.config import Settings
 from topics.provisioning import create_topics, existing_topics
+from topics.settings import KafkaSettings
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from confluent_kafka import Message, Producer
 from headrace.cli import main
 from headrace.cli.asking import Asker
 from headrace.cli.kafka import Tail, header, headers_of, raw_key, raw_value
-from headrace.config import KafkaSettings
 from headrace.errors import Transient
 from schemas import Answer, AnswerError, AnswerText, Citation, Delta, Hit, Query, decode, encode
+from topics.settings import KafkaSettings
 
 TEXT = "Hepcidin was first discovered in human urine. It is made by the liver."
 HIT = Hit(

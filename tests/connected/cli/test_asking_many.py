@@ -9,8 +9,8 @@ from confluent_kafka import Message, Producer
 
 from headrace.cli.asking import CORRELATION_ID, REPLY_PARTITION, REPLY_TOPIC, Asker
 from headrace.cli.kafka import Tail, headers_of, raw_value
-from headrace.config import KafkaSettings
 from schemas import Answer, Query, decode, encode
+from topics.settings import KafkaSettings
 
 IN_FLIGHT = 4
 

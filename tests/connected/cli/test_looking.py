@@ -11,9 +11,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from headrace.cli import main
 from headrace.cli.condition import group_lag
 from headrace.cli.whereabouts import recent_dead_letters, recent_events
-from headrace.config import KafkaSettings
 from schemas import DocumentEvent, Key, encode
 from topics import TOPICS
+from topics.settings import KafkaSettings
 
 
 def run(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> tuple[int, bytes, bytes]:

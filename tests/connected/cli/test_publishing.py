@@ -16,10 +16,10 @@ from headrace.cli import main
 from headrace.cli.kafka import Tail, newest_first, raw_key, raw_value, read_one
 from headrace.cli.publishing import Outgoing, Tally, publish
 from headrace.cli.sources import Problem
-from headrace.config import KafkaSettings
 from schemas import DocumentEvent, EventError, Key, Status, encode, parse_key
 from schemas.document import Deletion, read_document
 from topics import RAW_MAX_BYTES
+from topics.settings import KafkaSettings
 
 
 class Lines:

@@ -20,12 +20,12 @@ from typer.testing import CliRunner, Result
 from headrace import wiring
 from headrace.cli import app
 from headrace.cli.flow import Flow
-from headrace.config import KafkaSettings
 from headrace.stores import TextRow, VectorRow
 from headrace.stores.milvus import collection_name
 from schemas import Attributes, Key
 from schemas.revision import chunk_id, revision_id
 from tests.conftest import Deployment
+from topics.settings import KafkaSettings
 
 DOCUMENTS = 6
 

@@ -44,6 +44,7 @@ def test_nobody_listens(settings: StoreSettings) -> None:
         vectors.check,
         lambda: vectors.delete("x", ["a"]),
         lambda: search(vectors),
+        lambda: vectors.vectors("x", ["a"]),
         texts.check,
         lambda: texts.read("x", ["a"], ["b"]),
         lambda: texts.search("x", "words", limit=1, filters=Filters()),

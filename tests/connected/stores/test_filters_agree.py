@@ -204,7 +204,8 @@ def test_opensearch_agrees(texts: OpenSearchTextStore, documents: dict[str, Attr
 
 def test_rows_come_back_as_they_were(texts: OpenSearchTextStore, documents: dict[str, Attributes]) -> None:
     found = texts.search(TENANT, "word", limit=1000, filters=Filters())
-    assert {one.doc_id: one.row.attributes for one in found if one.row} == documents
+    rows, _ = texts.read(TENANT, [one.id for one in found], [])
+    assert {row.doc_id: row.attributes for row in rows.values()} == documents
 
 
 names = st.sampled_from([*KEYS, "all", "nowhere"])

@@ -94,7 +94,6 @@ class TestVectorStore:
         best, second, *_ = vectors.search(tenant, toward(2), limit=10, filters=Filters())
         assert (best.id, best.doc_id, second.id) == ("r-2", "d0", "r-1")
         assert best.score == pytest.approx(1.0, abs=1e-5)
-        assert best.row is None
         only = vectors.search(tenant, toward(2), limit=10, filters=parse_filters({"doc_id": ["d1"]}))
         assert {found.doc_id for found in only} == {"d1"}
         assert len(vectors.search(tenant, toward(2), limit=3, filters=Filters())) == 3
@@ -150,6 +149,32 @@ class TestVectorStore:
         assert vectors.search(tenant, toward(0), limit=10, filters=Filters()) == []
         assert vectors.count(tenant).chunks == 0
         assert tenant not in vectors.tenants()
+
+    def test_vectors_come_back_bit_by_bit_and_by_their_hashes(
+        self, vectors: VectorStore, tenant: str, eventually: Wait
+    ) -> None:
+        assert vectors.vectors(tenant, ["r-0"]) == {}
+        made = np.random.default_rng(7).normal(size=(3, 4)).astype(np.float32)
+        rows = [
+            msgspec.structs.replace(vector_row(f"r-{place}"), content_hash=f"hash {place}", vector=vector)
+            for place, vector in enumerate(made)
+        ]
+        vectors.upsert(tenant, rows)
+        asked = ["r-0", "r-2", "never-there", 'odd "id"\n']
+        eventually(lambda: len(vectors.vectors(tenant, asked)) == 2)
+        found = vectors.vectors(tenant, asked)
+        assert {name: vector.tobytes() for name, vector in found.items()} == {
+            "hash 0": made[0].tobytes(),
+            "hash 2": made[2].tobytes(),
+        }
+        assert {vector.dtype for vector in found.values()} == {np.dtype(np.float32)}
+        assert vectors.vectors(tenant, []) == {}
+
+    def test_vectors_of_many_rows_in_one_call(self, vectors: VectorStore, tenant: str, eventually: Wait) -> None:
+        rows = [msgspec.structs.replace(vector_row(f"r-{place}"), content_hash=str(place)) for place in range(4500)]
+        vectors.upsert(tenant, rows)
+        ids = [row.id for row in rows]
+        eventually(lambda: len(vectors.vectors(tenant, ids)) == 4500)
 
     def test_awkward_doc_ids(self, vectors: VectorStore, tenant: str, eventually: Wait) -> None:
         vectors.upsert(tenant, [vector_row(f"r-{place}", doc_id=name) for place, name in enumerate(AWKWARD_IDS)])
@@ -209,6 +234,8 @@ class TestMilvus:
             stranger.upsert("x", [row])
         with pytest.raises(Misconfigured, match="test/four-dimensions"):
             stranger.search("x", row.vector, limit=1, filters=Filters())
+        with pytest.raises(Misconfigured, match="test/four-dimensions"):
+            stranger.vectors("x", ["r-0"])
         MilvusStore(settings, ENCODER).check()
 
     def test_rows_that_do_not_come_to_be_searchable_are_waited_for_again(
@@ -293,7 +320,7 @@ class TestTextStore:
         texts.upsert(tenant, rows)
         eventually(lambda: len(texts.search(tenant, "drives", limit=10, filters=Filters())) == 2)
         best, *_ = texts.search(tenant, "which water", limit=10, filters=Filters())
-        assert (best.id, best.doc_id, best.row) == ("t-0", "d", rows[0])
+        assert (best.id, best.doc_id) == ("t-0", "d")
         assert best.score > 0
         assert len(texts.search(tenant, "drives", limit=1, filters=Filters())) == 1
         assert len(texts.search(tenant, "turbines", limit=10, filters=Filters())) == 2  # from the title
@@ -343,6 +370,27 @@ class TestTextStore:
         assert list(rows) == ["t-0"]
         assert found == {"d/1": manifest}
 
+    def test_what_is_live_is_told_as_it_is_at_every_read(
+        self, texts: TextStore, manifests: ManifestStore, tenant: str
+    ) -> None:
+        a, b, c = keys = [Key(tenant, name) for name in ("a", "b", "c")]
+        first = {key: live_manifest(key) for key in keys[:2]}
+        manifests.write({key: Stored(manifest=manifest) for key, manifest in first.items()})
+        for whole, others in (["a"], ["b", "c"]), ([], ["a", "b", "c"]), (["b"], ["a"]):
+            read = texts.read_live(tenant, [], whole, others)
+            assert list(read.manifests) == whole
+            assert read.revisions == {
+                key.doc_id: first[key].live_revision for key in (a, b) if key.doc_id in whole + others
+            }
+        assert first[b].live is not None
+        gone = msgspec.structs.replace(first[b], live=msgspec.structs.replace(first[b].live, deleted=True))
+        later = {b: gone, c: live_manifest(c)}
+        manifests.write(
+            {key: msgspec.structs.replace(manifests.read([key])[key], manifest=one) for key, one in later.items()}
+        )
+        read = texts.read_live(tenant, [], [], ["a", "b", "c"])
+        assert read == ({}, {}, {"a": first[a].live_revision, "c": later[c].live_revision})
+
     def test_tenants_are_apart(self, texts: TextStore, tenant: str) -> None:
         other = tenant.replace("-", "_")
         suffixed = f"{tenant}_docs"
@@ -366,7 +414,8 @@ class TestTextStore:
         eventually(lambda: len(texts.search(tenant, "word", limit=99, filters=Filters())) == len(rows))
         for row in rows:
             only = texts.search(tenant, "word", limit=99, filters=parse_filters({"doc_id": [row.doc_id]}))
-            assert [found.row for found in only] == [row]
+            assert [(found.id, found.doc_id) for found in only] == [(row.id, row.doc_id)]
+            assert texts.read(tenant, [row.id], [])[0] == {row.id: row}
 
     def test_many_rows_in_one_call(self, texts: TextStore, tenant: str) -> None:
         rows = [text_row(f"t-{place}", doc_id=f"d{place // 3}", text="much " * 500) for place in range(4500)]
@@ -464,13 +513,16 @@ class TestOpenSearch:
             assert {line["event"] for line in ours} <= {"index_keeps_its_analyzer"}
         assert len(french.search(tenant, "eine Mühle", limit=5, filters=Filters())) == 1
 
+    @pytest.mark.parametrize("had", [["text"], ["text", "searched"], ["text", "chunk_id"]])
     def test_an_index_of_an_earlier_headrace_is_refused_since_nothing_would_be_found_in_it(
-        self, settings: StoreSettings, tenant: str
+        self, settings: StoreSettings, tenant: str, had: list[str]
     ) -> None:
         earlier = settings.model_copy(update={"prefix": f"old{tenant.replace('-', '')}_"})
         index = f"{earlier.prefix}{tenant}_docs"
         with opensearchpy.OpenSearch(settings.opensearch.url) as client:
-            client.indices.create(index=index, body={"mappings": {"properties": {"text": {"type": "text"}}}})
+            client.indices.create(
+                index=index, body={"mappings": {"properties": {name: {"type": "text"} for name in had}}}
+            )
             try:
                 with pytest.raises(Misconfigured, match=f"{index}: made by an earlier headrace"):
                     OpenSearchTextStore(earlier).check()

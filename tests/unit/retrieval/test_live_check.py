@@ -1,6 +1,6 @@
 from datetime import UTC, datetime
 
-from headrace.retrieval.live import keep_live, live_revisions
+from headrace.retrieval.live import live_chunks
 from headrace.stores.ports import Candidate
 from schemas import Key, Live, Manifest, Pending, Revision, chunk_id, revision_id
 
@@ -26,7 +26,11 @@ def manifest(version: int | None, *, deleted: bool = False, pending: int | None 
 
 
 def kept(found: list[Candidate], *manifests: Manifest) -> list[Candidate]:
-    return keep_live(found, live_revisions({one.doc_id: one for one in manifests}))
+    live = live_chunks(
+        {one.id: one.doc_id for one in found},
+        {one.doc_id: one.live_revision for one in manifests if one.live_revision},
+    )
+    return [one for one in found if one.id in live]
 
 
 def test_only_the_live_versions_chunks_stay() -> None:
@@ -48,7 +52,7 @@ def test_the_same_version_of_another_document_or_tenant_is_another_revision() ->
     assert kept([candidate(2, Key("acme", "b")), other_tenant], manifest(2)) == []
 
 
-def test_the_order_stays() -> None:
+def test_each_document_has_a_live_version_of_its_own() -> None:
     key = Key("acme", "b")
     other = Manifest(tenant="acme", doc_id="b", live=Live(revision=revision(7), chunks=1, at=NOW))
     found = [candidate(7, key), candidate(2), candidate(6, key)]

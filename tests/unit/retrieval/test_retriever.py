@@ -14,7 +14,7 @@ from headrace.rerank import RerankSettings
 from headrace.retrieval import Found, Retriever
 from headrace.retrieval.settings import RetrievalSettings
 from headrace.stores.filters import Filters
-from headrace.stores.ports import Candidate, StoreCount, TextRow, VectorRow
+from headrace.stores.ports import Candidate, LiveRead, StoreCount, TextRow, VectorRow
 from schemas import (
     Attributes,
     Explanation,
@@ -78,14 +78,14 @@ class FakeStore:
     def tenants(self) -> list[str]:
         return [TENANT]
 
-    def found(self, tenant: str, limit: int, *, with_row: bool) -> list[Candidate]:
+    def found(self, tenant: str, limit: int) -> list[Candidate]:
         self.limits.append(limit)
         if self.away:
             raise self.away
         if tenant != TENANT:
             return []
         return [
-            Candidate(id=one.id, doc_id=one.doc_id, score=1 - place / 100, row=one if with_row else None)
+            Candidate(id=one.id, doc_id=one.doc_id, score=1 - place / 100)
             for place, one in enumerate(self.ranked[:limit])
         ]
 
@@ -95,7 +95,7 @@ class FakeVectorStore(FakeStore):
 
     def search(self, tenant: str, vector: npt.NDArray[np.float32], *, limit: int, filters: Filters) -> list[Candidate]:
         assert vector is VECTOR
-        return self.found(tenant, limit, with_row=False)
+        return self.found(tenant, limit)
 
 
 class FakeTextStore(FakeStore):
@@ -103,7 +103,7 @@ class FakeTextStore(FakeStore):
         super().__init__(*ranked)
         self.manifests: dict[str, Manifest] = {}
         self.rows: dict[str, TextRow] = {}
-        self.reads: list[tuple[list[str], list[str]]] = []
+        self.reads: list[tuple[list[str], list[str], list[str]]] = []
         self.read_away: Exception | None = None
         self.highlighted: list[tuple[str, list[str]]] = []
         self.highlight_away: Exception | None = None
@@ -111,7 +111,7 @@ class FakeTextStore(FakeStore):
     def upsert(self, tenant: str, rows: Sequence[TextRow]) -> None: ...
 
     def search(self, tenant: str, text: str, *, limit: int, filters: Filters) -> list[Candidate]:
-        return self.found(tenant, limit, with_row=True)
+        return self.found(tenant, limit)
 
     def highlight(self, tenant: str, text: str, chunk_ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
         self.highlighted.append((text, list(chunk_ids)))
@@ -122,12 +122,20 @@ class FakeTextStore(FakeStore):
     def read(
         self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str]
     ) -> tuple[dict[str, TextRow], dict[str, Manifest]]:
-        self.reads.append((list(chunk_ids), list(doc_ids)))
+        read = self.read_live(tenant, chunk_ids, doc_ids, [])
+        return read.rows, read.manifests
+
+    def read_live(
+        self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str], others: Sequence[str]
+    ) -> LiveRead:
+        self.reads.append((list(chunk_ids), list(doc_ids), list(others)))
         if self.read_away:
             raise self.read_away
-        return (
-            {one: self.rows[one] for one in chunk_ids if one in self.rows},
-            {one: self.manifests[one] for one in doc_ids if one in self.manifests},
+        manifests = {one: self.manifests[one] for one in (*doc_ids, *others) if one in self.manifests}
+        return LiveRead(
+            rows={one: self.rows[one] for one in chunk_ids if one in self.rows},
+            manifests={one: manifest for one, manifest in manifests.items() if one in doc_ids},
+            revisions={one: manifest.live_revision for one, manifest in manifests.items() if manifest.live_revision},
         )
 
 
@@ -236,10 +244,29 @@ async def test_a_hit_carries_what_the_document_said_of_itself() -> None:
     )
 
 
-async def test_texts_and_manifests_come_in_one_read_that_leaves_out_what_the_search_brought() -> None:
+async def test_one_read_brings_the_texts_that_are_shown_and_what_of_all_is_live() -> None:
     here = world()
-    await here.search()
-    assert here.opensearch.reads == [([A.id], ["a", "b", "c"])]
+    await here.search(fusion=Fusion(method="rrf"))
+    assert here.opensearch.reads == [(sorted([A.id, B.id]), ["a", "b"], ["c"])]
+
+
+async def test_what_stands_in_for_a_dead_chunk_is_read_too_and_its_document_once_more() -> None:
+    here = World(dense=[row("a", 1), B, C], bm25=[], manifests=[live("a", 2), live("b"), live("c")])
+    assert await here.documents() == [("b", 1), ("c", 1)]
+    assert here.opensearch.reads == [(sorted([row("a", 1).id, B.id]), ["a", "b"], ["c"]), ([C.id], ["c"], [])]
+
+
+async def test_a_document_replaced_between_two_reads_is_not_shown_in_its_old_version() -> None:
+    here = World(dense=[row("a", 1), B, C], bm25=[], manifests=[live("a", 2), live("b"), live("c")])
+    read = here.opensearch.read_live
+
+    def replaced(*asked: Any) -> LiveRead:
+        answer = read(*asked)
+        here.opensearch.manifests["c"] = live("c", 2)
+        return answer
+
+    here.opensearch.read_live = replaced  # type: ignore[method-assign]
+    assert await here.documents() == [("b", 1)]
 
 
 async def test_a_chunk_of_a_superseded_version_is_never_shown() -> None:
@@ -340,13 +367,13 @@ async def test_it_is_asked_for_once_and_no_oftener() -> None:
 async def test_a_document_replaced_between_the_search_and_the_check_is_looked_for_again() -> None:
     here = World(dense=[row("a", 1)], bm25=[], manifests=[live("a", 2)])
     here.opensearch.rows |= {row("a", 2).id: row("a", 2)}
-    read = here.opensearch.read
+    read = here.opensearch.read_live
 
-    def replaced(tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str]) -> Any:
+    def replaced(*asked: Any) -> LiveRead:
         here.milvus.ranked = [row("a", 2)]
-        return read(tenant, chunk_ids, doc_ids)
+        return read(*asked)
 
-    here.opensearch.read = replaced  # type: ignore[method-assign]
+    here.opensearch.read_live = replaced  # type: ignore[method-assign]
     assert await here.documents() == [("a", 2)]
 
 
@@ -362,9 +389,9 @@ async def test_the_two_stores_are_asked_at_the_same_time() -> None:
     for store in (here.milvus, here.opensearch):
         found = store.found
 
-        def meeting(tenant: str, limit: int, *, with_row: bool, found: Any = found) -> list[Candidate]:
+        def meeting(tenant: str, limit: int, found: Any = found) -> list[Candidate]:
             both.wait()
-            result: list[Candidate] = found(tenant, limit, with_row=with_row)
+            result: list[Candidate] = found(tenant, limit)
             return result
 
         store.found = meeting  # type: ignore[method-assign]
@@ -380,7 +407,7 @@ async def test_a_bad_filter_is_refused_before_anything_is_asked() -> None:
 
 async def test_the_time_of_every_step_is_told() -> None:
     timings = (await world().search()).timings_ms
-    assert list(timings) == ["milvus", "opensearch", "read", "fuse"]
+    assert list(timings) == ["milvus", "opensearch", "fuse", "read"]
 
 
 @pytest.mark.parametrize("at", ["search", "live check"])
@@ -390,7 +417,7 @@ async def test_a_search_that_is_given_up_asks_for_nothing_more(at: str) -> None:
     if at == "search":
         here.milvus.search = hang.before(here.milvus.search)  # type: ignore[method-assign]
     else:
-        here.opensearch.read = hang.before(here.opensearch.read)  # type: ignore[method-assign]
+        here.opensearch.read_live = hang.before(here.opensearch.read_live)  # type: ignore[method-assign]
     given_up = asyncio.ensure_future(here.search(highlight=True))
     assert await asyncio.to_thread(hang.begun.wait, 10)
     given_up.cancel()
@@ -587,7 +614,7 @@ async def test_neighbours_come_in_one_read_and_make_one_passage_with_the_hit() -
     }
     assert passages["b", 2].chunk_ids == [b[1].id, b[2].id]
     _, neighbours = here.opensearch.reads
-    assert neighbours == (sorted([a[0].id, a[3].id, b[1].id]), [])
+    assert neighbours == (sorted([a[0].id, a[3].id, b[1].id]), [], [])
 
 
 async def test_who_asks_for_no_neighbours_gets_no_passage_and_costs_no_read() -> None:

@@ -32,7 +32,7 @@ async def until(condition: object) -> None:
 
 async def test_questions_that_come_together_are_one_batch_and_each_gets_its_own_vector() -> None:
     encoder = FakeEncoder()
-    embedder = QueryEmbedder(encoder, linger_s=0.003)
+    embedder = QueryEmbedder(encoder)
     vectors = await asyncio.gather(*(embedder.embed(text) for text in ("a", "b", "c")))
     assert encoder.calls == [["a", "b", "c"]]
     assert [vector.tolist() for vector in vectors] == [encoder.vector(text).tolist() for text in ("a", "b", "c")]
@@ -40,7 +40,7 @@ async def test_questions_that_come_together_are_one_batch_and_each_gets_its_own_
 
 async def test_what_comes_while_the_model_works_is_the_next_batch() -> None:
     encoder = SlowEncoder()
-    embedder = QueryEmbedder(encoder, linger_s=0)
+    embedder = QueryEmbedder(encoder)
     first = asyncio.create_task(embedder.embed("a"))
     await until(lambda: encoder.calls)
     others = [asyncio.create_task(embedder.embed(text)) for text in ("b", "c")]
@@ -52,7 +52,7 @@ async def test_what_comes_while_the_model_works_is_the_next_batch() -> None:
 
 async def test_a_question_that_was_given_up_is_not_embedded() -> None:
     encoder = SlowEncoder()
-    embedder = QueryEmbedder(encoder, linger_s=0)
+    embedder = QueryEmbedder(encoder)
     first = asyncio.create_task(embedder.embed("a"))
     await until(lambda: encoder.calls)
     late, kept = asyncio.create_task(embedder.embed("late")), asyncio.create_task(embedder.embed("kept"))
@@ -67,7 +67,7 @@ async def test_a_failure_is_told_to_all_of_its_batch_and_the_next_one_is_tried()
     encoder = SlowEncoder()
     encoder.go_on.set()
     encoder.failing = RuntimeError("out of memory")
-    embedder = QueryEmbedder(encoder, linger_s=0)
+    embedder = QueryEmbedder(encoder)
     for failed in await asyncio.gather(embedder.embed("a"), embedder.embed("b"), return_exceptions=True):
         assert isinstance(failed, RuntimeError)
     encoder.failing = None
@@ -75,7 +75,7 @@ async def test_a_failure_is_told_to_all_of_its_batch_and_the_next_one_is_tried()
 
 
 async def test_a_lone_question_after_a_pause_is_embedded_too() -> None:
-    embedder = QueryEmbedder(FakeEncoder(), linger_s=0.001)
+    embedder = QueryEmbedder(FakeEncoder())
     for text in ("a", "b"):
         assert len(await asyncio.wait_for(embedder.embed(text), 5)) == 4
         await asyncio.sleep(0.01)
@@ -84,7 +84,7 @@ async def test_a_lone_question_after_a_pause_is_embedded_too() -> None:
 @pytest.mark.parametrize("count", [65, 200])
 async def test_no_batch_is_larger_than_the_bound(count: int) -> None:
     encoder = FakeEncoder()
-    embedder = QueryEmbedder(encoder, linger_s=0.001)
+    embedder = QueryEmbedder(encoder)
     await asyncio.gather(*(embedder.embed(str(number)) for number in range(count)))
     assert max(map(len, encoder.calls)) <= 64
     assert sum(map(len, encoder.calls)) == count
