@@ -106,6 +106,8 @@ class Stage(Generic[T]):
     batch_bytes: int
     linger_s: float = 0.05
     """How long a batch that isn't full waits for more."""
+    in_flight: int = 1
+    """Batches of a lane that are worked on at once. What comes of them is written and acked in their order."""
     tells_producers: bool = True
     """Whether its records are versions of documents: a buried one is a `failed` event as well."""
 
@@ -181,7 +183,7 @@ class StageRunner(Generic[T]):
     busy_since: float = field(default_factory=time.monotonic)
     """When the batch in hand was taken, or something of it last confirmed (monotonic seconds)."""
     _away: Waiting | None = None
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _urgent_in_hand: int = 0
     _urgent_idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -198,37 +200,59 @@ class StageRunner(Generic[T]):
     async def run_lane(self, lane: Lane, source: Source) -> None:
         """Take, process and ack batch after batch, until cancelled or broken.
 
-        One batch of the stage is worked on at a time, and one of the bulk lane only when the urgent lane has nothing in
-        hand. Requests are served as they come.
+        The lanes go side by side, but a batch of the bulk lane isn't begun while the urgent one has anything in hand.
+        Requests are served as they come.
         """
-        if isinstance(self.stage, RequestStage):
-            return await self._serve_lane(self.stage, lane, source)
-        urgent = lane == LANES[0]
-        while True:
-            events = await self._take(self.stage, source)
-            if urgent:
-                self._urgent_idle.clear()
+        stage = self.stage
+        try:
+            if isinstance(stage, RequestStage):
+                await self._serve_lane(stage, lane, source)
             else:
-                await self._urgent_idle.wait()
-            try:
-                async with self._turn:
-                    await self._process(self.stage, [(event, _record(event.message, lane)) for event in events])
-            finally:
-                self._let_go(len(events))
-                if urgent and source.empty():
-                    self._urgent_idle.set()
+                await self._process_lane(stage, lane, source)
+        except BaseExceptionGroup as ended:
+            # The one that ended the group: Faust and the worker know it by its class.
+            raise ended.exceptions[0] from None
+
+    async def _process_lane(self, stage: Stage[T], lane: Lane, source: Source) -> None:
+        urgent = lane == LANES[0]
+        room = asyncio.Semaphore(stage.in_flight)
+        before = asyncio.Event()
+        before.set()
+        async with asyncio.TaskGroup() as batches:
+            while True:
+                await room.acquire()
+                events = await self._take(stage, source)
+                if urgent:
+                    self._urgent_in_hand += len(events)
+                    self._urgent_idle.clear()
+                else:
+                    await self._urgent_idle.wait()
+
+                def ended(_: asyncio.Task[None], count: int = len(events)) -> None:
+                    self._let_go(count)
+                    if urgent:
+                        self._urgent_in_hand -= count
+                        if not self._urgent_in_hand and source.empty():
+                            self._urgent_idle.set()
+                    room.release()
+
+                acked = asyncio.Event()
+                batch = [(event, _record(event.message, lane)) for event in events]
+                batches.create_task(self._process_in_turn(stage, batch, before, acked)).add_done_callback(ended)
+                before = acked
+
+    async def _process_in_turn(
+        self, stage: Stage[T], batch: Sequence[tuple[Any, Record]], before: asyncio.Event, acked: asyncio.Event
+    ) -> None:
+        await self._process(stage, batch, before)
+        acked.set()
 
     async def _serve_lane(self, stage: RequestStage[T], lane: Lane, source: Source) -> None:
-        try:
-            async with asyncio.TaskGroup() as requests:
-                while True:
-                    event = await source.get()
-                    self._take_up()
-                    requests.create_task(self._serve(stage, event, _record(event.message, lane)))
-        except BaseExceptionGroup as ended:
-            raise ended.exceptions[
-                0
-            ] from None  # The one that ended the group: Faust and the worker know it by its class.
+        async with asyncio.TaskGroup() as requests:
+            while True:
+                event = await source.get()
+                self._take_up()
+                requests.create_task(self._serve(stage, event, _record(event.message, lane)))
 
     async def _serve(self, stage: RequestStage[T], event: Any, record: Record) -> None:
         try:
@@ -289,9 +313,9 @@ class StageRunner(Generic[T]):
         telemetry.BATCH_MESSAGES.labels(self.stage.name).observe(len(events))
         return events
 
-    async def _process(self, stage: Stage[T], batch: Sequence[tuple[Any, Record]]) -> None:
-        """Everything of a batch is confirmed and acked when this returns, in order,
-        up to the record that broke it if one did.
+    async def _process(self, stage: Stage[T], batch: Sequence[tuple[Any, Record]], before: asyncio.Event) -> None:
+        """Everything of a batch is confirmed and acked when this returns, in order, up to the record that broke it if
+        one did. Nothing is written before the batch `before` is acked.
         """
         place = {id(record): position for position, (_, record) in enumerate(batch)}
         settled: list[tuple[int, Poison | Iterable[Outgoing]]] = []
@@ -311,6 +335,7 @@ class StageRunner(Generic[T]):
                 crash = (place[id(item.record)], outcome)
             else:
                 settled.append((place[id(item.record)], outcome))
+        await before.wait()
         end = len(batch) if crash is None else crash[0]
         outgoing: list[Iterable[Outgoing]] = []
         for position, outcome in sorted(settled, key=itemgetter(0)):
@@ -322,7 +347,7 @@ class StageRunner(Generic[T]):
         await self._confirm(batch[:end], chain.from_iterable(outgoing))
         if crash is not None:
             await self._count_the_crash(batch[end], crash[1])
-            await self._process(stage, batch[end + 1 :])
+            await self._process(stage, batch[end + 1 :], before)
 
     def _decode(self, record: Record) -> T:
         if isinstance(record.value, UnreadableBatch):

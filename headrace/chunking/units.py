@@ -16,9 +16,9 @@ CHARACTERS_PER_TOKEN = 16
 Wordpiece reads a word of over 100 characters as one [UNK], so tokens alone bound nothing. Prose has 4 to 5 characters a
 token and hardly ever more than 10, so this touches only what an encoder can't read anyway.
 """
-PIECE_CHARACTERS = 16_384
+PIECE_CHARACTERS = 8_192
 """What is tokenised at once. An Encoding takes up to 1.5 kB a token,
-and Chinese has a token a character: about 25 MB."""
+and Chinese has a token a character: about 12 MB."""
 WHOLE_WORD_TOKENS = 8
 """What stands between whitespace is kept whole up to this size, so that `3.14` and `don't` are not cut; larger is a
 URL, or a script without spaces, which may be cut where the tokenizer sees words."""
@@ -38,14 +38,16 @@ class Limits(NamedTuple):
 class Units:
     """Consecutive stretches of one text, in order and disjoint; each begins and ends in a non-whitespace character.
 
-    Twelve bytes a unit, because a document can hold millions of words.
+    Thirteen bytes a unit, because a document can hold millions of words.
     """
 
-    def __init__(self, starts: "array[int]", ends: "array[int]", before: "array[int]") -> None:
+    def __init__(self, starts: "array[int]", ends: "array[int]", before: "array[int]", cut_here: "array[int]") -> None:
         self.starts = starts
         self.ends = ends
         self.before = before
         """How many tokens come before each unit, and at last how many there are: one longer than `starts`."""
+        self.cut_here = cut_here
+        """Whether the text can be cut before each unit (`Reading.cuts`), and at last behind all of them."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -53,6 +55,15 @@ class Units:
     def index_at(self, character: int) -> int:
         """The first unit that begins at or after a character."""
         return bisect_left(self.starts, character)
+
+    def tokens_between(self, start: int, end: int) -> int | None:
+        """The tokens of what stands between two characters, read alone; None where it must be counted."""
+        first, stop = self.index_at(start), self.index_at(end)
+        if not (first < stop and self.starts[first] == start and self.ends[stop - 1] == end):
+            return None
+        if not (self.cut_here[first] and self.cut_here[stop]):
+            return None
+        return self.before[stop] - self.before[first]
 
     def fits(self, first: int, last: int, limits: Limits) -> bool:
         """Whether the units from `first` up to, not including, `last` (at least one) are within the limits together."""
@@ -104,6 +115,7 @@ class Units:
             _compact(starts[firsts]),
             _compact(ends[stops - 1]),
             _compact(before[np.append(firsts, len(starts))]),
+            _flags(np.frombuffer(self.cut_here, dtype=np.bool_)[np.append(firsts, len(starts))]),
         )
 
 
@@ -128,7 +140,7 @@ def words(text: str, boundaries: Boundaries, tokenizer: TokenCounter, limits: Li
     words must be counted again.
     """
     whole = min(WHOLE_WORD_TOKENS, limits.tokens)
-    starts, ends, before = array("I"), array("I"), array("I", [0])
+    starts, ends, before, cut_here = array("I"), array("I"), array("I", [0]), array("B", [1])
     at = 0
     while at < len(text):
         piece = text[at : at + PIECE_CHARACTERS]
@@ -139,27 +151,32 @@ def words(text: str, boundaries: Boundaries, tokenizer: TokenCounter, limits: Li
         # Both of one type: numpy would copy all boundaries for each piece otherwise.
         within = slice(*np.searchsorted(boundaries, np.array([at, at + len(piece)], dtype=np.uint32)))
         inner = boundaries[within].astype(np.int64) - at
-        piece_starts, piece_ends, tokens = _words_of_piece(piece, space, inner, tokenizer, whole)
+        piece_starts, piece_ends, tokens, cuts = _words_of_piece(piece, space, inner, tokenizer, whole)
         starts.extend(_compact(piece_starts + at))
         ends.extend(_compact(piece_ends + at))
         before.extend(_compact(np.cumsum(tokens) + before[-1]))
+        # Between two pieces, both must allow it.
+        cut_here[-1] &= int(cuts[0])
+        cut_here.extend(_flags(cuts[1:]))
         at += len(piece)
-    return Units(starts, ends, before)
+    return Units(starts, ends, before, cut_here)
 
 
 def _words_of_piece(
     piece: str, space: npt.NDArray[np.bool_], boundaries: Offsets, tokenizer: TokenCounter, whole: int
-) -> tuple[Offsets, Offsets, Offsets]:
-    """Starts, ends and tokens of each word; what has up to `whole` tokens is cut at whitespace and boundaries only."""
+) -> tuple[Offsets, Offsets, Offsets, npt.NDArray[np.bool_]]:
+    """Starts, ends and tokens of each word, and whether the tokenizer lets the text be cut before each and behind all;
+    what has up to `whole` tokens is cut at whitespace and boundaries only.
+    """
     begins = ~space
     begins[1:] &= space[:-1]
     runs = np.flatnonzero(begins)
     if not runs.size:
-        return runs, runs, runs
+        return runs, runs, runs, np.zeros(1, dtype=np.bool_)
     reading = tokenizer.read(piece)
     # By its last character, because a tokenizer may count the space before a word as part of it.
     token_at = np.maximum(reading.token_ends - 1, 0)
-    too_large = _counts(runs, token_at) > whole
+    too_large = _counts(runs, token_at, space) > whole
     inner = reading.word_starts
     inner = inner[too_large[np.maximum(np.searchsorted(runs, inner, side="right") - 1, 0)]]
     for more in (inner, boundaries):
@@ -167,11 +184,15 @@ def _words_of_piece(
     starts = np.flatnonzero(begins)
     finishes = ~space
     finishes[:-1] &= space[1:] | begins[1:]
-    return starts, np.flatnonzero(finishes) + 1, _counts(starts, token_at)
+    cuts = np.zeros(len(piece) + 1, dtype=np.bool_)
+    cuts[reading.cuts] = True
+    return starts, np.flatnonzero(finishes) + 1, _counts(starts, token_at, space), cuts[np.append(starts, len(piece))]
 
 
-def _counts(starts: Offsets, token_at: Offsets) -> Offsets:
-    unit_of_token = np.maximum(np.searchsorted(starts, token_at, side="right") - 1, 0)
+def _counts(starts: Offsets, token_at: Offsets, space: npt.NDArray[np.bool_]) -> Offsets:
+    """Of each unit. What stands for whitespace counts for the unit behind it, which has it alone as well."""
+    unit_of_token = np.searchsorted(starts, token_at, side="right") - 1 + space[token_at]
+    unit_of_token = np.clip(unit_of_token, 0, len(starts) - 1)
     return np.bincount(unit_of_token, minlength=len(starts))
 
 
@@ -183,6 +204,12 @@ def _spaces(piece: str) -> npt.NDArray[np.bool_]:
 
 def _view(values: "array[int]") -> npt.NDArray[np.uint32]:
     return np.frombuffer(values, dtype=np.uint32)
+
+
+def _flags(values: npt.NDArray[np.bool_]) -> "array[int]":
+    flags = array("B")
+    flags.frombytes(values.tobytes())
+    return flags
 
 
 def _compact(values: npt.NDArray[np.integer]) -> "array[int]":

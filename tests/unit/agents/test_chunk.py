@@ -17,7 +17,7 @@ from headrace.auth.settings import AuthSettings
 from headrace.encoders import Vectors
 from headrace.errors import Poison, Transient
 from headrace.stores import Stored
-from schemas import ChunkBatch, Chunking, DocumentEvent, EncoderIdentity, Key, Live, Revision, decode
+from schemas import ChunkBatch, Chunking, DocumentEvent, EncoderIdentity, Key, Live, Replaced, Revision, decode
 from tests.fakes.encoder import FakeEncoder, FakeTokenizer
 from tests.fakes.issuer import AUDIENCE, Issuer
 from tests.fakes.records import ARRIVED_MS, item, record
@@ -214,6 +214,22 @@ class TestWork:
         outgoing = await chunker.work([arrived(chunker, document(), offset=1)])
         assert (batches(outgoing), statuses(outgoing)) == ([], ["unchanged"])
 
+    async def test_an_update_says_which_live_version_it_replaces(
+        self, chunker: Chunker, manifests: RacedManifestStore
+    ) -> None:
+        [first] = batches(await chunker.work([arrived(chunker, document())]))
+        [second] = batches(await chunker.work([arrived(chunker, document(text="one"), offset=1)]))
+        make_live(manifests)
+        [third] = batches(await chunker.work([arrived(chunker, document(text="two"), offset=2)]))
+        assert [first.replaces, second.replaces] == [None, None]
+        assert third.replaces == Replaced(revision=second.revision, chunks=1)
+
+    async def test_a_deletion_replaces_no_chunks(self, chunker: Chunker, manifests: RacedManifestStore) -> None:
+        await chunker.work([arrived(chunker, document())])
+        make_live(manifests)
+        [gone] = batches(await chunker.work([arrived(chunker, None, offset=1)]))
+        assert gone.replaces is None
+
     async def test_an_older_version_is_superseded_also_within_one_batch(self, chunker: Chunker) -> None:
         outgoing = await chunker.work(
             [arrived(chunker, document(version=2)), arrived(chunker, document(version=1), offset=1)]
@@ -343,7 +359,14 @@ class TestSenders:
 class WideEncoder(FakeEncoder):
     identity = EncoderIdentity(name="test/wide", dimension=4096, normalised=True)
 
-    def encode(self, texts: Sequence[str], *, contexts: Sequence[str] | None = None, truncate: bool = False) -> Vectors:
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        contexts: Sequence[str] | None = None,
+        truncate: bool = False,
+        urgent: bool = False,
+    ) -> Vectors:
         return np.zeros((len(texts), 4096), dtype=np.float32)
 
 

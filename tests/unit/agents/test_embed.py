@@ -1,17 +1,22 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import msgspec
 import numpy as np
 import pytest
 
 from agents.embed import Embedder, decode_chunks
 from agents.stage import Outgoing, check_size
+from agents.upsert_milvus import MilvusUpserter
 from headrace.encoders import Vectors
 from headrace.errors import Poison
-from schemas import Attributes, Chunk, ChunkBatch, EmbeddingBatch, EncoderIdentity, Revision, decode
+from headrace.reuse import VectorReuse
+from schemas import Attributes, Batch, Chunk, ChunkBatch, EmbeddingBatch, EncoderIdentity, Replaced, Revision, decode
 from schemas.batches import unpack_vectors
 from tests.fakes.encoder import FakeEncoder
 from tests.fakes.records import item, record
+from tests.fakes.stores import FakeVectorStore
+from topics import Lane
 
 REVISION = Revision(version=1, timestamp=2, offset=3, fingerprint="f")
 ATTRIBUTES = Attributes(created_at=datetime(2026, 1, 1, tzinfo=UTC), title="T")
@@ -60,16 +65,55 @@ async def test_a_chunk_is_embedded_in_the_context_that_the_encoder_names() -> No
 async def test_a_batch_keeps_all_that_it_had() -> None:
     sent = batch("a", "b", first=64)
     [found] = embedded(await Embedder(encoder=FakeEncoder()).work([item(sent)]))
-    assert {name: getattr(found, name) for name in ChunkBatch.__struct_fields__} == {
-        name: getattr(sent, name) for name in ChunkBatch.__struct_fields__
+    assert {name: getattr(found, name) for name in Batch.__struct_fields__} == {
+        name: getattr(sent, name) for name in Batch.__struct_fields__
     }
     assert (found.encoder, found.dimension) == ("test/four-dimensions", 4)
+
+
+async def test_only_what_the_replaced_version_lacks_is_embedded() -> None:
+    encoder, store = FakeEncoder(), FakeVectorStore()
+    embedder = Embedder(encoder=encoder, reuse=VectorReuse(store, encoder.identity.recipe))
+    [before] = embedded(await embedder.work([item(batch("a", "b", "c"))]))
+    await MilvusUpserter(vectors=store, encoder=encoder.identity).work([item(before)])
+    update = msgspec.structs.replace(
+        batch("a", "new", "b", "c"),
+        revision=msgspec.structs.replace(REVISION, version=2),
+        replaces=Replaced(revision=REVISION, chunks=3),
+    )
+    first, after = embedded(await embedder.work([item(batch("x", doc_id="e")), item(update)]))
+    assert encoder.calls == [["a", "b", "c"], ["x", "new"]]
+    assert unpack_vectors(first.vectors, 4).tolist() == [encoder.vector("x").tolist()]
+    assert unpack_vectors(after.vectors, 4).tolist() == [
+        encoder.vector(text).tolist() for text in ("a", "new", "b", "c")
+    ]
 
 
 @pytest.mark.parametrize(("lane", "topic"), [("bulk", ""), ("urgent", ".urgent")])
 async def test_the_lane_stays(lane: str, topic: str) -> None:
     [sent] = await Embedder(encoder=FakeEncoder()).work([item(batch("a"), lane=lane)])  # type: ignore[arg-type]
     assert (sent.topic, sent.key) == (f"documents.embeddings{topic}", b"default/d")
+
+
+@pytest.mark.parametrize("lane", ["bulk", "urgent"])
+async def test_the_model_is_told_what_is_urgent(lane: Lane) -> None:
+    class Listening(FakeEncoder):
+        urgent: bool | None = None
+
+        def encode(
+            self,
+            texts: Sequence[str],
+            *,
+            contexts: Sequence[str] | None = None,
+            truncate: bool = False,
+            urgent: bool = False,
+        ) -> Vectors:
+            self.urgent = urgent
+            return super().encode(texts, contexts=contexts, truncate=truncate)
+
+    encoder = Listening()
+    await Embedder(encoder=encoder).work([item(batch("a"), lane=lane)])
+    assert encoder.urgent is (lane == "urgent")
 
 
 async def test_the_encoder_is_not_asked_for_nothing() -> None:
@@ -84,7 +128,12 @@ async def test_what_would_be_too_large_with_its_vectors_travels_in_several_recor
         identity = EncoderIdentity(name="test/wide", dimension=4096, normalised=True)
 
         def encode(
-            self, texts: Sequence[str], *, contexts: Sequence[str] | None = None, truncate: bool = False
+            self,
+            texts: Sequence[str],
+            *,
+            contexts: Sequence[str] | None = None,
+            truncate: bool = False,
+            urgent: bool = False,
         ) -> Vectors:
             return np.tile(np.arange(len(texts), dtype=np.float32)[:, None], 4096)
 

@@ -33,6 +33,8 @@ class Works:
         self.away = 0
         self.go = asyncio.Event()
         self.go.set()
+        self.slow: dict[str, asyncio.Event] = {}
+        """Messages whose work ends when their event is set."""
         self.on_call: Callable[[], None] = lambda: None
 
     def decode(self, record: Record) -> str:
@@ -46,6 +48,9 @@ class Works:
         self.journal.append(f"work {' '.join(messages)}")
         self.on_call()
         await self.go.wait()
+        for message in messages:
+            if message in self.slow:
+                await self.slow[message].wait()
         if self.away:
             self.away -= 1
             raise Transient("milvus", "no answer")
@@ -63,7 +68,7 @@ class Works:
 class Bench:
     """A runner on fakes."""
 
-    def __init__(self, *, crashes_before: int = 0, batch_messages: int = 64) -> None:
+    def __init__(self, *, crashes_before: int = 0, batch_messages: int = 64, in_flight: int = 1) -> None:
         self.journal: list[str] = []
         self.works = Works(self.journal)
         self.wire = FakeWire(self.journal, crashes_before=crashes_before)
@@ -76,6 +81,7 @@ class Bench:
             batch_messages=batch_messages,
             batch_bytes=1_000_000,
             linger_s=0.0,
+            in_flight=in_flight,
         )
         self.runner = StageRunner(stage, self.wire)
 
@@ -340,28 +346,72 @@ class TestLanes:
             await until(lambda: len(bench.acked) == 3)
         assert bench.acked == ["u1", "u2", "b1"]
 
-    async def test_an_urgent_message_waits_for_one_bulk_batch_at_most(self) -> None:
+    async def test_an_urgent_message_waits_for_no_bulk_batch_and_the_next_one_waits_for_it(self) -> None:
         bench = Bench(batch_messages=1)
-        bench.works.go.clear()
+        bench.works.slow = {"b1": asyncio.Event(), "u1": asyncio.Event()}
         bench.bulk.put("b1", "b2")
         async with bench.running("urgent", "bulk"):
             await until(lambda: bench.journal == ["work b1"])
             bench.urgent.put("u1")
+            await until(lambda: bench.journal == ["work b1", "work u1"])
+            assert bench.runner.in_hand == 2
+            bench.works.slow["b1"].set()
+            await until(lambda: bench.acked == ["b1"])
             await settled()
-            bench.works.go.set()
+            assert "work b2" not in bench.journal
+            bench.works.slow["u1"].set()
             await until(lambda: len(bench.acked) == 3)
         assert bench.acked == ["b1", "u1", "b2"]
 
-    async def test_one_batch_is_worked_on_at_a_time(self) -> None:
-        bench = Bench()
+
+class TestBatchesInFlight:
+    async def test_one_batch_of_a_lane_is_worked_on_at_a_time_unless_the_stage_says_more(self) -> None:
+        bench = Bench(batch_messages=1)
         bench.works.go.clear()
-        bench.bulk.put("b1")
-        async with bench.running("urgent", "bulk"):
-            await until(lambda: bench.journal == ["work b1"])
-            bench.urgent.put("u1")
+        bench.bulk.put("b1", "b2")
+        async with bench.running():
             await settled()
             assert bench.journal == ["work b1"]
-            assert bench.runner.in_hand == 2
+
+    async def test_no_more_are_worked_on_at_once_than_the_stage_says(self) -> None:
+        bench = Bench(batch_messages=1, in_flight=2)
+        bench.works.slow = {"b1": asyncio.Event(), "b2": asyncio.Event()}
+        bench.bulk.put("b1", "b2", "b3")
+        async with bench.running():
+            await settled()
+            assert bench.journal == ["work b1", "work b2"]
+            bench.works.slow["b1"].set()
+            await until(lambda: bench.journal[-1] == "work b3")
+
+    async def test_what_is_ready_first_is_written_and_acked_in_its_turn(self) -> None:
+        bench = Bench(batch_messages=1, in_flight=3)
+        bench.works.slow = {"b1": asyncio.Event()}
+        bench.bulk.put("b1", "b2", "b3")
+        async with bench.running():
+            await until(lambda: bench.journal == ["work b1", "work b2", "work b3"])
+            await settled()
+            assert (bench.written, bench.acked) == ([], [])
+            bench.works.slow["b1"].set()
+            await until(lambda: len(bench.acked) == 3)
+        assert bench.written == bench.acked == ["b1", "b2", "b3"]
+
+    async def test_nothing_behind_what_breaks_the_worker_is_written(self) -> None:
+        bench = Bench(batch_messages=1, in_flight=3)
+        bench.works.slow = {BUG: asyncio.Event()}
+        bench.bulk.put("b1", BUG, "b3")
+        lane = asyncio.create_task(bench.runner.run_lane("bulk", bench.bulk))
+        await until(lambda: bench.acked == ["b1"] and "work b3" in bench.journal)
+        bench.works.slow[BUG].set()
+        with pytest.raises(Bug):
+            await lane
+        assert bench.written == bench.acked == ["b1"]
+        assert bench.runner.in_hand == 0
+
+    async def test_what_waits_for_a_store_holds_up_what_is_behind_it_and_loses_nothing(self) -> None:
+        bench = Bench(batch_messages=1, in_flight=2)
+        bench.works.away = 3
+        await bench.process("b1", "b2", "b3")
+        assert bench.written == bench.acked == ["b1", "b2", "b3"]
 
 
 def unreadable(raw: bytes, *, first: int, last: int) -> UnreadableBatch:

@@ -10,6 +10,7 @@ from agents.upsert_milvus import MilvusUpserter
 from agents.upsert_opensearch import OpenSearchUpserter
 from agents.upserts import decode_embeddings
 from headrace.errors import Misconfigured, Poison, Transient
+from headrace.reuse import content_hash
 from schemas import (
     Attributes,
     Chunk,
@@ -122,6 +123,15 @@ class TestBoth:
         assert {one.store for one in receipts} == {name}
         assert {one.topic for one in outgoing} == {"documents.stored"}
         assert [one.key for one in outgoing] == [b"default/d", b"other/e", b"default/d"]
+
+    async def test_a_row_has_the_hash_of_what_its_vector_is_made_of(
+        self, upserter: MilvusUpserter | OpenSearchUpserter, store: FakeVectorStore | FakeTextStore
+    ) -> None:
+        await upserter.work([item(batch())])
+        [rows] = store.rows("default")
+        assert [row.content_hash for row in rows] == [
+            content_hash(batch(), chunk, ENCODER.recipe) for chunk in batch().chunks
+        ]
 
     async def test_a_replay_overwrites_the_same_rows(
         self, upserter: MilvusUpserter | OpenSearchUpserter, store: FakeVectorStore | FakeTextStore

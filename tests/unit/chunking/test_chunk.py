@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import get_args
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,6 +66,23 @@ def test_chunks_of_any_text_are_slices_that_fit_and_cover_it(
     chunks = chunk(text, content_type, chunking, tokenizer)
     check(chunks, chunking, tokenizer)
     assert all(c.text == text[c.start : c.end] for c in chunks)
+    assert not uncovered(text, chunks).strip()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    words=st.lists(st.sampled_from([*ODD_PIECES, "</s>", "<unk>", "\u2581"]) | st.text(max_size=5), max_size=60),
+    gap=st.sampled_from([" ", "  ", "\n", ""]),
+    chunking=chunkings(),
+)
+def test_chunks_by_a_tokenizer_without_words_have_the_tokens_that_it_counts(
+    tokenizer_without_words: Tokenizer, words: list[str], gap: str, chunking: Chunking
+) -> None:
+    chunking = msgspec.structs.replace(chunking, max_tokens=chunking.max_tokens + 6)  # A family of emojis takes 13.
+    text = gap.join(words)
+    chunks = chunk(text, "text/plain", chunking, tokenizer_without_words)
+    assert [c.tokens for c in chunks] == tokenizer_without_words.count([c.text for c in chunks])
+    assert all(c.tokens <= chunking.max_tokens for c in chunks)
     assert not uncovered(text, chunks).strip()
 
 

@@ -28,7 +28,7 @@ def test_a_folder_without_a_tokenizer_is_misconfigured(tmp_path: Path, content: 
     if content is not None:
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(Misconfigured, match=message):
-        load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize(
