@@ -18,7 +18,7 @@ help:
 	@echo "make check   lint, types, import rules and unit tests"
 	@echo "make test    every test, those against real servers included"
 	@echo "make chaos   kill, stop and freeze everything while 2,000 documents flow (SEED=7 gives run 7 again)"
-	@echo "make bench   chunks a second through the pipeline, over those of the bare encoder (bench/README.md)"
+	@echo "make bench   what the pipeline costs, next to the bare encoder, a plain loop, other pipelines (QUICK=1: 5 minutes)"
 	@echo "make setup   the environment in .venv, from requirements.lock"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
 	@echo
@@ -45,7 +45,8 @@ chaos: setup
 	HEADRACE_CHAOS_FORM=long HEADRACE_CHAOS_SEED=$(SEED) $(BIN)/pytest -s tests/chaos/test_chaos.py tests/chaos/test_milvus_recovery.py
 
 bench: setup
-	$(BIN)/python -m bench.ingest
+	$(BIN)/headrace up --servers-only
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(KEEP),--keep)
 
 up: setup
 	$(BIN)/headrace up
@@ -56,6 +57,10 @@ down:
 lock: $(UV_INSTALLED)
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras \
 		-o requirements.lock pyproject.toml
+	for peer in llama_index haystack quix_streams; do \
+		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+			-o bench/peers/$$peer.lock bench/peers/$$peer.in || exit 1; \
+	done
 
 # Exactly the lock, checked by its hashes; then the project and its client, built without asking an index for anything.
 $(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml | $(UV_INSTALLED)

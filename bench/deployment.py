@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,22 +18,37 @@ from opensearchpy import OpenSearch
 from prometheus_client.parser import text_string_to_metric_families
 from pymilvus import MilvusClient
 
+from headrace.cli.console import complain
 from headrace.cli.local import worker_url
+from headrace.cli.publishing import Tally
 from headrace.cli.readiness import readiness, scrape
 from headrace.cli.worker import command
 from headrace.config import Settings, load_settings
-from topics import BY_NAME, GROUPS
+from topics import GROUPS
 from topics.provisioning import create_topics
 
 READY_WITHIN_S = 300.0
 STOPS_WITHIN_S = 60.0
+PORTS = iter(range(23_000 + os.getpid() % 500 * 10, 32_000, len(GROUPS)))
+STATIC = {"HEADRACE_ENCODER__BACKEND": "static"}
 
 Samples = list[tuple[str, dict[str, str], float]]
+
+
+class Silent:
+    """A publication's Watch that tells of problems alone."""
+
+    def changed(self, tally: Tally) -> None: ...
+
+    def problem(self, where: str, why: str) -> None:
+        complain(f"{where}: {why}")
 
 
 @dataclass
 class Deployment:
     settings: Settings
+    environment: Mapping[str, str]
+    """What another process must have to load these settings."""
     folder: Path
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -41,7 +56,7 @@ class Deployment:
         """Start one process a stage."""
         for stage in stages:
             with self.log(stage).open("ab") as log:
-                self.workers[stage] = subprocess.Popen(command(stage), stdout=log, stderr=log)
+                self.workers[stage] = subprocess.Popen(command(stage), stdout=log, stderr=log, env=self.environment)
 
     def log(self, stage: str) -> Path:
         return self.folder / f"{stage}.log"
@@ -67,9 +82,10 @@ class Deployment:
         now, peak = (int(kib[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
         return now, peak
 
-    def cpu_seconds(self) -> float:
-        """What all workers together have used so far, servers not counted."""
-        stats = (Path(f"/proc/{worker.pid}/stat").read_text() for worker in self.workers.values())
+    def cpu_seconds(self, stages: Sequence[str] | None = None) -> float:
+        """What these workers (None: all) have used so far, servers not counted."""
+        workers = [self.workers[stage] for stage in (self.workers if stages is None else stages)]
+        stats = (Path(f"/proc/{worker.pid}/stat").read_text() for worker in workers)
         # The name in brackets may hold spaces; user and system time are the 12th and 13th field behind it.
         ticks = (sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats)
         return sum(ticks) / os.sysconf("SC_CLK_TCK")
@@ -87,21 +103,23 @@ class Deployment:
 
 
 @contextmanager
-def deployment() -> Iterator[Deployment]:
+def deployment(environment: Mapping[str, str] | None = None) -> Iterator[Deployment]:
+    """`environment` has settings of this deployment beside those of the process, as HEADRACE_* variables."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Else nothing would be cleaned up.
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         name = f"b{uuid4().hex[:8]}"
-        os.environ |= {
+        own = {
+            **(environment or {}),
             "HEADRACE_KAFKA__TOPIC_PREFIX": f"{name}.",
             "HEADRACE_KAFKA__GROUP_PREFIX": f"{name}-",
             "HEADRACE_STORES__PREFIX": f"{name}_",
             "HEADRACE_WORKER__PORT": str(_free_ports(len(GROUPS))),
             "HEADRACE_WORKER__DATA_DIR": f"{folder}/data",
         }
-        settings = load_settings()
+        settings = _settings(own)
         kafka = settings.kafka
         create_topics(kafka.confluent(), kafka.names, partitions=kafka.partitions, replication=1)
-        deployed = Deployment(settings, Path(folder))
+        deployed = Deployment(settings, {**os.environ, **own}, Path(folder))
         try:
             yield deployed
         finally:
@@ -114,13 +132,27 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return sum(number for found, has, number in samples if found == name and labels.items() <= has.items())
 
 
+def _settings(own: Mapping[str, str]) -> Settings:
+    outer = dict(os.environ)
+    os.environ |= own
+    try:
+        return load_settings()
+    finally:
+        os.environ.clear()
+        os.environ |= outer
+
+
 def _delete(settings: Settings) -> None:
+    """All that has this deployment's prefixes, whoever made it."""
     kafka, prefix = settings.kafka, settings.stores.prefix
     admin = AdminClient(kafka.confluent())
-    futures = [*admin.delete_topics([kafka.names.topic(name) for name in BY_NAME]).values()]
-    futures += admin.delete_consumer_groups([kafka.names.group(stage) for stage in GROUPS]).values()
+    topics = [topic for topic in admin.list_topics().topics if topic.startswith(kafka.topic_prefix)]
+    groups = [group.group_id for group in admin.list_consumer_groups().result().valid]
+    groups = [group for group in groups if group.startswith(kafka.group_prefix)]
+    futures = [*admin.delete_topics(topics).values()]
+    futures += admin.delete_consumer_groups(groups).values() if groups else []
     for future in futures:
-        with suppress(Exception):  # A stage that never ran has no group.
+        with suppress(Exception):  # A group whose last member is about to leave isn't empty yet.
             future.result()
     opensearch = OpenSearch(settings.stores.opensearch.url, timeout=60)
     for index in opensearch.indices.get_alias(index=f"{prefix}*"):
@@ -132,8 +164,8 @@ def _delete(settings: Settings) -> None:
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many consecutive ports that nobody listens at."""
-    for first in range(23_000 + os.getpid() % 500 * 10, 32_000, count):
+    """The first of so many consecutive ports that nobody listens at, and that were not given out before."""
+    for first in PORTS:
         with suppress(OSError):
             for port in range(first, first + count):
                 with socket.socket() as probe:

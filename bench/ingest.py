@@ -1,198 +1,218 @@
-"""Chunks a second through the whole pipeline, over those of the bare encoder on the same cores: `make bench`.
+"""Chunks a second through the whole pipeline, over those of the bare encoder on the same cores.
 
-Each round starts the six workers, publishes the articles, takes the time from the first record to the last `indexed`
-event, stops the workers, and then has the encoder alone encode the same chunks in one call. The figure is the ratio
-within a round. Where others use the machine too, two figures are steadier: the same ratio in CPU seconds, for which the
-six workers count and the servers don't, and the share of the pipeline's time that embed was at work.
+In each round and for each encoder, the document workers are started, the documents published, and the time taken from
+the first record to the last `indexed` event; then the workers are stopped, and the encoder alone encodes the same
+chunks, with the same titles, in one call in this process. The transformers read the examples' articles; the static
+encoder reads generated text, of which it needs far more for a round that lasts.
 """
 
 import argparse
-import os
-import platform
-import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import torch
-from rich.table import Table
+import msgspec
 
-from bench.deployment import Deployment, deployment, value
+from bench import report, text
+from bench.deployment import STATIC, Deployment, Silent, deployment
+from bench.report import Options, Report, Table, Target, spread
 from headrace import wiring
 from headrace.chunking import chunk
-from headrace.cli.console import complain, out, print_json
-from headrace.cli.publishing import Outgoing, Tally, publish
-from headrace.cli.sources import Found, Labels, read_paths
-from headrace.encoders import SentenceTransformerEncoder
-from schemas import Document, Key, encode
-from topics import GROUPS
+from headrace.cli.publishing import Outgoing, Tally, outgoing, publish
+from headrace.cli.sources import Labels, read_paths
+from headrace.config import Settings
+from headrace.encoders import Encoder, context_of
+from headrace.encoders.settings import EncoderSettings
+from schemas import Document, Key, decode, encode
+from topics.table import DOCUMENT_STAGES
 
-CORPUS = Path(__file__).parents[1] / "examples" / "covidqa" / "corpus.jsonl.gz"
+NAME = "ingest"
+ROUNDS = 3
+ARTICLES, QUICK_ARTICLES = 24, 1
+GENERATED, QUICK_GENERATED = 6_000, 500
 IDLE_S = 300.0
-STEPS = ("decode", "work", "write")
+QUICK_CHECKED = 5_000
+"""Characters that a quick run's int8 model is checked with."""
+DEFAULT, STATIC_ENCODER, INT8 = "default model, torch float32", "static", "default model, ONNX int8"
 
 
-class Silent:
-    """A publication's Watch that tells of problems alone."""
-
-    def changed(self, tally: Tally) -> None: ...
-
-    def problem(self, where: str, why: str) -> None:
-        complain(f"{where}: {why}")
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    seconds: float
+    cpu_s: float
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--documents", type=int, default=30, help="articles to publish (of 30)")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """One encoder's, over so many chunks. CPU of the workers, by stage; that of the servers isn't counted."""
 
-    with deployment() as deployed:
-        settings = deployed.settings
-        articles = _articles(options.documents)
-        encoder = SentenceTransformerEncoder(settings.encoder)
-        texts = _chunks((document for _, document in articles), deployed)
-        rounds = [_round(deployed, number, articles, encoder, texts) for number in range(1, options.rounds + 1)]
-    machine = (
-        f"{_processor()}, {os.cpu_count()} cores, {_memory_gb():.0f} GB, {encoder.device}, torch {torch.__version__}, "
-        f"load {os.getloadavg()[0]:.1f}"
+    chunks: int
+    pipeline: Side
+    bare: Side
+    cpu_s: dict[str, float]
+    peak_rss_bytes: dict[str, int]
+
+    @property
+    def ratio(self) -> float:
+        return self.bare.seconds / self.pipeline.seconds
+
+    @property
+    def cpu_ratio(self) -> float:
+        return self.bare.cpu_s / self.pipeline.cpu_s
+
+
+class Case:
+    """One encoder, in a deployment of its own."""
+
+    def __init__(self, deployed: Deployment, documents: Sequence[Document]) -> None:
+        self.deployed = deployed
+        self.documents = documents
+        self.encoder = wiring.build_encoder(deployed.settings)
+        self.texts, self.contexts = _chunks(documents, deployed.settings, self.encoder)
+
+    def round(self, number: int) -> Round:
+        deployed = self.deployed
+        deployed.start(DOCUMENT_STAGES)
+        deployed.wait(DOCUMENT_STAGES)
+        # A tenant's index and collection are made with its first document, which is not what is measured.
+        self._publish(f"first-{number}", [Document(text="First.")])
+        before = {stage: deployed.cpu_seconds([stage]) for stage in DOCUMENT_STAGES}
+        # Under other ids in each round: what hasn't changed would be skipped.
+        tally = self._publish(f"round-{number}", self.documents)
+        cpu_s = {stage: deployed.cpu_seconds([stage]) - before[stage] for stage in DOCUMENT_STAGES}
+        peaks = {stage: deployed.memory(stage)[1] for stage in DOCUMENT_STAGES}
+        deployed.stop()
+        if tally.chunks != len(self.texts):
+            sys.exit(f"{len(self.texts)} chunks were expected, and {tally.chunks} indexed")
+        return Round(
+            chunks=len(self.texts),
+            pipeline=Side(seconds=tally.seconds, cpu_s=sum(cpu_s.values())),
+            bare=self._bare(),
+            cpu_s=cpu_s,
+            peak_rss_bytes=peaks,
+        )
+
+    def _bare(self) -> Side:
+        self.encoder.encode(self.texts[:1], contexts=self.contexts[:1])
+        started, cpu_started = time.perf_counter(), time.process_time()
+        self.encoder.encode(self.texts, contexts=self.contexts)
+        return Side(seconds=time.perf_counter() - started, cpu_s=time.process_time() - cpu_started)
+
+    def _publish(self, name: str, documents: Sequence[Document]) -> Tally:
+        keys = [Key(text.TENANT, f"{name}-{number}") for number in range(len(documents))]
+        records = [
+            Outgoing(where=str(key), key=key, value=encode(document))
+            for key, document in zip(keys, documents, strict=True)
+        ]
+        tally = publish(records, self.deployed.settings.kafka, Silent(), wait_s=IDLE_S)
+        if not tally.fine or tally.outcomes["indexed"] != len(records):
+            sys.exit(f"not every document was indexed: {tally.outcomes}")
+        return tally
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--articles", type=int, help=f"for the transformers; {ARTICLES} by themselves, of 30")
+    parser.add_argument("--generated", type=int, help=f"documents for the static encoder; {GENERATED:,} by themselves")
+
+
+def run(options: Options) -> Report:
+    articles = _articles(options.articles or (QUICK_ARTICLES if options.quick else ARTICLES))
+    count = options.generated or (QUICK_GENERATED if options.quick else GENERATED)
+    generated = [text.document(number) for number in range(count)]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-bench-")))
+        environments = {
+            DEFAULT: {},
+            INT8: _int8(folder, articles[0].text[:QUICK_CHECKED] if options.quick else None),
+            STATIC_ENCODER: STATIC,
+        }
+        cases = {
+            name: Case(stack.enter_context(deployment(own)), generated if name == STATIC_ENCODER else articles)
+            for name, own in environments.items()
+        }
+        rounds: dict[str, list[Round]] = {name: [] for name in cases}
+        for number in range(options.rounds or (1 if options.quick else ROUNDS)):
+            for name, case in cases.items():
+                rounds[name].append(case.round(number))
+    of_default = rounds[DEFAULT]
+    faster = [
+        default.pipeline.seconds / int8.pipeline.seconds for default, int8 in zip(of_default, rounds[INT8], strict=True)
+    ]
+    return Report(
+        name=NAME,
+        what="Chunks a second through the whole pipeline, over those of the bare encoder on the same cores.",
+        tables=[_rates(rounds), _stages(rounds)],
+        figures={"rounds": rounds, "int8_over_float32": faster},
+        targets=[
+            Target(
+                "pipeline / bare encoder, default model", "at least", 0.9, spread([r.ratio for r in of_default]).median
+            ),
+            Target("int8 / float32, both through the pipeline", "at least", 2.0, spread(faster).median),
+        ],
     )
-    found = {"machine": machine, "documents": len(articles), "chunks": len(texts), "rounds": rounds}
-    found["ratio"] = statistics.median(one["ratio"] for one in rounds)
-    if options.json:
-        print_json(found)
-    else:
-        _print(found)
 
 
-def _round(
-    deployed: Deployment,
-    number: int,
-    articles: list[tuple[str, Document]],
-    encoder: SentenceTransformerEncoder,
-    texts: list[str],
-) -> dict[str, Any]:
-    deployed.start()
-    deployed.wait()
-    # A tenant's index and collection are made with its first document, which is not what is measured.
-    _publish(deployed, {f"first-{number}": Document(text="First.")})
-    before, cpu_before = _seconds(deployed), deployed.cpu_seconds()
-    # Under other ids in each round: what hasn't changed would be skipped.
-    tally = _publish(deployed, {f"{number}-{doc_id}": document for doc_id, document in articles})
-    if tally.chunks != len(texts):
-        sys.exit(f"{len(texts)} chunks were expected, and {tally.chunks} indexed")
-    after, cpu_s = _seconds(deployed), deployed.cpu_seconds() - cpu_before
-    peaks = {stage: deployed.memory(stage)[1] for stage in GROUPS}
-    deployed.stop()
-    started, cpu_started = time.perf_counter(), time.process_time()
-    encoder.encode(texts)
-    bare_s, bare_cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
-    return {
-        "pipeline_s": tally.seconds,
-        "bare_s": bare_s,
-        "pipeline_chunks_per_s": len(texts) / tally.seconds,
-        "bare_chunks_per_s": len(texts) / bare_s,
-        "ratio": bare_s / tally.seconds,
-        "pipeline_cpu_s": cpu_s,
-        "bare_cpu_s": bare_cpu_s,
-        "cpu_ratio": bare_cpu_s / cpu_s,
-        "embed_at_work": (after["embed"]["work"] - before["embed"]["work"]) / tally.seconds,
-        "stages": {
-            stage: {
-                "peak_rss_bytes": peaks[stage],
-                "seconds": {step: after[stage][step] - before[stage][step] for step in STEPS},
-            }
-            for stage in GROUPS
-        },
-    }
+def _int8(folder: Path, checked: str | None) -> dict[str, str]:
+    """The default model as `headrace encoder export` makes it, checked with this text (None: as it does by itself), and
+    the settings that use it.
+    """
+    made = folder / "int8"
+    options = ["--int8", "--out", str(made)]
+    if checked is not None:
+        (folder / "checked.txt").write_text(checked)
+        options += ["--texts", str(folder / "checked.txt")]
+    command = [sys.executable, "-m", "headrace.cli", "encoder", "export", EncoderSettings().model, *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return {"HEADRACE_ENCODER__BACKEND": "onnx", "HEADRACE_ENCODER__MODEL": str(made)}
 
 
-def _publish(deployed: Deployment, documents: dict[str, Document]) -> Tally:
-    records = [
-        Outgoing(where=doc_id, key=Key("default", doc_id), value=encode(document))
-        for doc_id, document in documents.items()
-    ]
-    tally = publish(records, deployed.settings.kafka, Silent(), wait_s=IDLE_S)
-    if not tally.fine or tally.outcomes["indexed"] != len(records):
-        sys.exit(f"not every document was indexed: {tally.outcomes}")
-    return tally
+def _articles(count: int) -> list[Document]:
+    readings = islice(read_paths([str(text.CORPUS)], Labels(), sys.stdin.buffer), count)
+    records = [outgoing(reading) for reading in readings]
+    return [decode(record.value or b"", Document) for record in records if isinstance(record, Outgoing)]
 
 
-def _articles(count: int) -> list[tuple[str, Document]]:
-    readings = read_paths([str(CORPUS)], Labels(), sys.stdin.buffer)
-    return [
-        (reading.key.doc_id, reading.document)
-        for reading in islice(readings, count)
-        if isinstance(reading, Found) and isinstance(reading.document, Document)
-    ]
-
-
-def _chunks(documents: Iterable[Document], deployed: Deployment) -> list[str]:
-    """As the chunk stage cuts them."""
-    tokenizer, _ = wiring.build_tokenizer(deployed.settings)
-    chunking = deployed.settings.chunking.chunking()
-    return [
-        passage.text
+def _chunks(documents: Sequence[Document], settings: Settings, encoder: Encoder) -> tuple[list[str], list[str]]:
+    """Texts and contexts, as the chunk stage cuts them and as the embed stage reads them."""
+    tokenizer, _ = wiring.build_tokenizer(settings)
+    chunking = settings.chunking.chunking()
+    context = encoder.identity.context
+    passages = [
+        (passage.text, context_of(context, document.title, passage.headings, passage.text))
         for document in documents
         for passage in chunk(document.text, document.content_type, chunking, tokenizer)
     ]
+    return [passage for passage, _ in passages], [around for _, around in passages]
 
 
-def _seconds(deployed: Deployment) -> dict[str, dict[str, float]]:
-    pages = {stage: deployed.metrics(stage) for stage in GROUPS}
-    return {
-        stage: {step: value(page, "headrace_step_seconds_sum", stage=stage, step=step) for step in STEPS}
-        for stage, page in pages.items()
-    }
+def _rates(rounds: Mapping[str, Sequence[Round]]) -> Table:
+    rows = [
+        [
+            name,
+            f"{of_case[0].chunks:,}",
+            spread([one.chunks / one.pipeline.seconds for one in of_case]).text(0),
+            spread([one.chunks / one.bare.seconds for one in of_case]).text(0),
+            spread([one.ratio for one in of_case]).text(),
+            spread([one.cpu_ratio for one in of_case]).text(),
+        ]
+        for name, of_case in rounds.items()
+    ]
+    return Table("", ["encoder", "chunks", "pipeline, chunks/s", "bare, chunks/s", "pipeline / bare", "by CPU s"], rows)
 
 
-def _print(found: dict[str, Any]) -> None:
-    console = out()
-    console.print(found["machine"])
-    console.print(f"{found['documents']} documents, {found['chunks']} chunks")
-    rates = _table(
-        "round", "pipeline s", "chunks/s", "bare encoder s", "chunks/s", "pipeline / bare", "by CPU", "embed at work"
-    )
-    for number, one in enumerate(found["rounds"], 1):
-        rates.add_row(
-            str(number),
-            f"{one['pipeline_s']:.1f}",
-            f"{one['pipeline_chunks_per_s']:.1f}",
-            f"{one['bare_s']:.1f}",
-            f"{one['bare_chunks_per_s']:.1f}",
-            f"{one['ratio']:.2f}",
-            f"{one['cpu_ratio']:.2f}",
-            f"{one['embed_at_work']:.0%}",
-        )
-    console.print(rates)
-    stages = _table("stage, last round", *(f"{step} s" for step in STEPS), "peak RSS MB")
-    for stage, one in found["rounds"][-1]["stages"].items():
-        seconds = (f"{one['seconds'][step]:.2f}" for step in STEPS)
-        stages.add_row(stage, *seconds, f"{one['peak_rss_bytes'] / 1e6:.0f}")
-    console.print(stages)
-    console.print(f"pipeline / bare encoder, median of the rounds: {found['ratio']:.2f}")
-
-
-def _table(first: str, *headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    return table
-
-
-def _processor() -> str:
-    names = [line.split(":", 1)[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return names[0].strip() if names else platform.machine()
-
-
-def _memory_gb() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+def _stages(rounds: Mapping[str, Sequence[Round]]) -> Table:
+    rows = []
+    for name, of_case in rounds.items():
+        chunks = sum(one.chunks for one in of_case)
+        cpu_s = (1000 * sum(one.cpu_s[stage] for one in of_case) / chunks for stage in DOCUMENT_STAGES)
+        rows.append([f"{name}, CPU s per 1,000 chunks", *(f"{seconds:.2f}" for seconds in cpu_s)])
+        peaks = (max(one.peak_rss_bytes[stage] for one in of_case) for stage in DOCUMENT_STAGES)
+        rows.append([f"{name}, peak RSS MB", *(f"{peak / 1e6:,.0f}" for peak in peaks)])
+    return Table("The workers", ["", *DOCUMENT_STAGES], rows)
 
 
 if __name__ == "__main__":
-    main()
+    report.main(NAME, __doc__, run, arguments)

@@ -14,8 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.deployment import deployment, value
-from bench.ingest import Silent
+from bench.deployment import Silent, deployment, value
 from headrace.cli.console import err, out, print_json
 from headrace.cli.publishing import Outgoing, publish
 from schemas import Document, Key, encode

@@ -5,7 +5,6 @@ are short, since a verification reads none. Then one store is wiped and it is do
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -55,7 +54,7 @@ def main() -> None:
             if wiped:
                 stores = made.settings.stores
                 MilvusClient(stores.milvus.uri).drop_collection(collection_name(stores.prefix, TENANT))
-            subprocess.run([sys.executable, "-m", "bench.verify", "--measure"], check=True, env=os.environ)
+            subprocess.run([sys.executable, "-m", "bench.verify", "--measure"], check=True, env=made.environment)
 
 
 def _measure(settings: Settings) -> None:

@@ -179,7 +179,8 @@ def free_ports(count: int) -> int:
 @pytest.fixture(scope="session")
 def pipeline(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """All six workers, ready. Tests share it and keep apart by tenants and doc_ids."""
-    deployment = deploy(servers, tmp_path_factory.mktemp("pipeline"))
+    # Vectors are reused where a GPU embeds, too: the same tests for every machine.
+    deployment = deploy(servers, tmp_path_factory.mktemp("pipeline"), HEADRACE_ENCODER__REUSE="always")
     try:
         deployment.start_all()
         yield deployment

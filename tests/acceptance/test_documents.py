@@ -65,6 +65,28 @@ def test_an_update_replaces_every_chunk_of_the_version_before(app: App) -> None:
     assert [(hit["text"], hit["version"]) for hit in found] == [(OTTERS, sent)]
 
 
+def test_of_an_update_only_what_changed_is_embedded(app: App, pipeline: Deployment) -> None:
+    def reused() -> float:
+        name = 'headrace_chunks_reused_total{lane="bulk",stage="embed"} '
+        return next((float(line[len(name) :]) for line in pipeline.metrics("embed").splitlines() if name in line), 0)
+
+    key = new_key()
+    sections = [f"# Section {number}\n\nAbout the {number}th thing. {HERONS}" for number in range(80)]
+    document = {"content_type": "text/markdown", "chunking": {"strategy": "hierarchical", "max_tokens": 40}}
+    first = app.send(key, document | {"text": "\n\n".join(sections)})
+    assert app.event(key, first)["chunks"] == 80
+    before = reused()
+    changed = [*sections[:3], "# Otters\n\nThey were not there before.", *sections[3:]]
+    changed[70] = changed[70].replace(HERONS, OTTERS)
+    time.sleep(0.002)
+    sent = app.send(key, document | {"text": "\n\n".join(changed)})
+    assert app.event(key, sent)["chunks"] == 81
+    assert reused() - before == 79
+    for place in (2, 3, 4, 70, 80):
+        [best, *_] = hits(app, changed[place], key, top_k=3)
+        assert (best["ordinal"], best["version"], best["text"]) == (place, sent, changed[place])
+
+
 def test_each_chunk_is_exactly_the_slice_that_it_names(app: App) -> None:
     key = new_key()
     text = "\n\n".join(f"§ {number} — naïve 𝔘nicode 🦦. {OTTERS}" for number in range(40))

@@ -33,7 +33,14 @@ class FakeEncoder:
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    def encode(self, texts: Sequence[str], *, contexts: Sequence[str] | None = None, truncate: bool = False) -> Vectors:
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        contexts: Sequence[str] | None = None,
+        truncate: bool = False,
+        urgent: bool = False,
+    ) -> Vectors:
         if contexts is not None:
             texts = [f"{context} {text}".strip() for context, text in zip(contexts, texts, strict=True)]
         self.calls.append(list(texts))

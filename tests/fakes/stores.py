@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from headrace.errors import HeadraceError, Transient
 from headrace.stores import Candidate, Filters, ManifestCount, StoreCount, Stored, StoredRow, TextRow, VectorRow
+from headrace.stores.ports import LiveRead
 from schemas import Key, Manifest
 
 
@@ -45,6 +46,11 @@ class FakeVectorStore(_Faulty):
         rows = [row for row in self.collections.get(tenant, {}).values() if filters.matches(row.attributes, row.doc_id)]
         scored = [Candidate(id=row.id, doc_id=row.doc_id, score=_cosine(row.vector, vector)) for row in rows]
         return sorted(scored, key=lambda found: -found.score)[:limit]
+
+    def vectors(self, tenant: str, ids: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        self.check()
+        rows = self.collections.get(tenant, {})
+        return {rows[name].content_hash: rows[name].vector for name in ids if name in rows}
 
     def count(self, tenant: str) -> StoreCount:
         self.check()
@@ -129,7 +135,7 @@ class FakeTextStore(_Faulty):
         asked = _words(text)
         rows = [row for row in self.indexes.get(tenant, {}).values() if filters.matches(row.attributes, row.doc_id)]
         scored = [
-            Candidate(id=row.id, doc_id=row.doc_id, score=float(shared), row=row)
+            Candidate(id=row.id, doc_id=row.doc_id, score=float(shared))
             for row in rows
             if (shared := len(asked & _words(f"{row.attributes.title or ''} {row.text}")))
         ]
@@ -139,11 +145,20 @@ class FakeTextStore(_Faulty):
         self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str]
     ) -> tuple[dict[str, TextRow], dict[str, Manifest]]:
         self.check()
+        read = self.read_live(tenant, chunk_ids, doc_ids, ())
+        return read.rows, read.manifests
+
+    def read_live(
+        self, tenant: str, chunk_ids: Sequence[str], doc_ids: Sequence[str], others: Sequence[str]
+    ) -> LiveRead:
+        self.check()
         rows = self.indexes.get(tenant, {})
-        stored = {doc_id: self.manifests.stored.get(Key(tenant, doc_id)) for doc_id in doc_ids}
-        return (
-            {chunk: rows[chunk] for chunk in chunk_ids if chunk in rows},
-            {doc_id: one.manifest for doc_id, one in stored.items() if one is not None},
+        stored = {doc_id: self.manifests.stored.get(Key(tenant, doc_id)) for doc_id in (*doc_ids, *others)}
+        manifests = {doc_id: one.manifest for doc_id, one in stored.items() if one is not None}
+        return LiveRead(
+            rows={chunk: rows[chunk] for chunk in chunk_ids if chunk in rows},
+            manifests={doc_id: manifest for doc_id, manifest in manifests.items() if doc_id in doc_ids},
+            revisions={name: one.live_revision for name, one in manifests.items() if one.live_revision is not None},
         )
 
     def highlight(self, tenant: str, text: str, chunk_ids: Sequence[str]) -> dict[str, list[tuple[int, int]]]:

@@ -68,6 +68,16 @@ async def test_what_is_live_is_sent_again_as_it_was(chunker: Chunker, manifests:
     assert intake(manifests) == before
 
 
+async def test_no_vector_is_taken_over_when_what_is_live_is_made_anew(
+    chunker: Chunker, manifests: FakeManifestStore
+) -> None:
+    await goes_live(chunker, manifests, came(0, "other"))
+    [update] = await goes_live(chunker, manifests, came(1))
+    [again] = batches(chunker.redelivered(came(1), intake(manifests)) or ())
+    assert update.replaces is not None
+    assert again == msgspec.structs.replace(update, replaces=None)
+
+
 async def test_a_record_that_changed_nothing_makes_the_rows_of_the_first_again(
     chunker: Chunker, manifests: FakeManifestStore
 ) -> None:

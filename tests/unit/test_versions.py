@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.versions import Admission, admit, fingerprint, merge_spans, receive, swept_ids
-from schemas import Chunking, Document, Intake, Key, Live, Manifest, Receipt, Revision, Store
+from headrace.versions import Admission, admit, fingerprint, merge_spans, receive, replaced, swept_ids
+from schemas import Chunking, Document, Intake, Key, Live, Manifest, Receipt, Replaced, Revision, Store
 from schemas.batches import STORES
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,6 +66,15 @@ class TestAdmission:
         _, manifest = let_in(EMPTY, revision(5, "B", offset=8))
         assert let_in(manifest, revision(5, offset=7))[0] is Admission.SUPERSEDED
         assert let_in(manifest, revision(5, offset=9))[0] is Admission.SEND
+
+    def test_a_version_replaces_the_one_that_is_live(self) -> None:
+        assert replaced(live(EMPTY, revision(1), chunks=3), revision(2)) == Replaced(revision=revision(1), chunks=3)
+
+    @pytest.mark.parametrize("manifest", [EMPTY, live(EMPTY, revision(1), chunks=0), live(EMPTY, revision(2))])
+    def test_nothing_is_replaced_by_the_first_version_behind_an_empty_one_or_by_what_is_live_itself(
+        self, manifest: Manifest
+    ) -> None:
+        assert replaced(manifest, revision(2)) is None
 
     def test_a_redelivery_is_sent_again_and_written_once(self) -> None:
         _, manifest = let_in(EMPTY, revision(1))

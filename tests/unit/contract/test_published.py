@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.config import KafkaSettings
 from headrace.stores.filters import parse_filters
 from schemas import Answer, Document, Query, decode, encode
 from schemas.document import Deletion, read_document
@@ -21,6 +20,7 @@ from tests.unit.contract.contract_examples import EXAMPLES
 from topics import TOPICS, contract
 from topics.fields import ABOUT, FIELDS
 from topics.provisioning import topic_config
+from topics.settings import KafkaSettings
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / "schemas" / "published"

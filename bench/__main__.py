@@ -1,0 +1,69 @@
+"""Runs every benchmark, each in a process of its own, and says which targets are met: `make bench`.
+
+`--quick` takes minutes and shows that they work. `--keep` writes the tables into bench/README.md, and the figures and
+plots into bench/results.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from bench.report import Report, markdown
+from headrace.cli.console import out
+
+HERE = Path(__file__).parent
+NAMES = ("ingest", "limit", "peers", "freshness", "query", "scale", "stages", "gpu", "capacity")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all of them if none is named: {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="minutes, to see that they work; quote nothing of it")
+    parser.add_argument("--keep", action="store_true", help="write bench/README.md and bench/results")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if options.keep and options.quick:
+        parser.error("figures of a quick run are not kept")
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch:
+        folder = HERE / "results" if options.keep else Path(scratch)
+        failed = [name for name in options.names or NAMES if not _run(name, folder, quick=options.quick)]
+        if options.keep:
+            _keep([name for name in options.names or NAMES if name not in failed], folder)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _run(name: str, folder: Path, *, quick: bool) -> bool:
+    console = out()
+    console.rule(name)
+    started = time.perf_counter()
+    command = [sys.executable, "-m", f"bench.{name}", "--out", str(folder), *(["--quick"] if quick else [])]
+    ended = subprocess.run(command, cwd=HERE.parent, check=False)
+    console.print(f"{name}: {time.perf_counter() - started:.0f} s")
+    return ended.returncode == 0
+
+
+def _keep(names: list[str], folder: Path) -> None:
+    readme = HERE / "README.md"
+    text = readme.read_text()
+    for name in names:
+        file = folder / f"{name}.json"
+        if not file.is_file():  # One that found nothing to measure here, and has said so.
+            continue
+        tables = markdown(msgspec.json.decode(file.read_bytes(), type=Report))
+        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if not between.search(text):
+            sys.exit(f"{readme.name} has no place for {name}: <!-- {name} --> and <!-- end of {name} -->")
+        text = between.sub(lambda found, tables=tables: f"{found[1]}{tables}{found[2]}", text)
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
