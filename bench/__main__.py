@@ -1,7 +1,7 @@
 """Runs every benchmark, each in a process of its own, and says which targets are met: `make bench`.
 
-`--quick` takes minutes and shows that they work. `--keep` writes the tables into bench/README.md, and the figures and
-plots into bench/results.
+`--quick` takes minutes and shows that they work. `--keep` writes the tables into bench/README.md and
+docs/capacity.md, and the figures and plots into bench/results.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from bench.report import Report, markdown
 from headrace.cli.console import out
 
 HERE = Path(__file__).parent
+PLACES = {"capacity": HERE.parent / "docs" / "capacity.md"}
+"""Of the tables that don't stand in the README here."""
 NAMES = ("ingest", "limit", "peers", "freshness", "query", "scale", "stages", "gpu", "capacity")
 
 
@@ -25,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"all of them if none is named: {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="minutes, to see that they work; quote nothing of it")
-    parser.add_argument("--keep", action="store_true", help="write bench/README.md and bench/results")
+    parser.add_argument("--keep", action="store_true", help="write the tables into the documents, and bench/results")
     options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
@@ -51,18 +53,17 @@ def _run(name: str, folder: Path, *, quick: bool) -> bool:
 
 
 def _keep(names: list[str], folder: Path) -> None:
-    readme = HERE / "README.md"
-    text = readme.read_text()
     for name in names:
         file = folder / f"{name}.json"
         if not file.is_file():  # One that found nothing to measure here, and has said so.
             continue
         tables = markdown(msgspec.json.decode(file.read_bytes(), type=Report))
         between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        page = PLACES.get(name, HERE / "README.md")
+        text = page.read_text()
         if not between.search(text):
-            sys.exit(f"{readme.name} has no place for {name}: <!-- {name} --> and <!-- end of {name} -->")
-        text = between.sub(lambda found, tables=tables: f"{found[1]}{tables}{found[2]}", text)
-    readme.write_text(text)
+            sys.exit(f"{page.name} has no place for {name}: <!-- {name} --> and <!-- end of {name} -->")
+        page.write_text(between.sub(lambda found, tables=tables: f"{found[1]}{tables}{found[2]}", text))
 
 
 if __name__ == "__main__":

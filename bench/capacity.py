@@ -39,6 +39,9 @@ DAY_S = 24 * HOUR_S
 RETENTION_DAYS = 7
 MODEL_DIMENSION = 384
 """Of the default model; what is measured here has the static encoder's 256."""
+GRAPH_ROW_BYTES = MODEL_DIMENSION * 4 + 16 * 2 * 4
+"""Of HNSW with M 16, as https://github.com/nmslib/hnswlib/blob/master/ALGO_PARAMS.md has it: the vector, and twice as
+many links as M on the lowest layer."""
 LOADS = (1, 10, 100)
 """Gigabytes of text an hour."""
 QUESTIONS_PER_S = 1_000
@@ -241,9 +244,10 @@ def _needs(cost: Cost, kept: Mapping[str, dict[str, Any]]) -> Table:
             "TB of text in OpenSearch a day",
             *(f"{load * cost.per_gb(cost.index_bytes) * 24 / 1e12:,.2f}" for load in LOADS),
         ],
+        ["million rows in Milvus a day", *(f"{load * chunks_per_s * DAY_S / 1e6:,.0f}" for load in LOADS)],
         [
-            "million rows in Milvus a day",
-            *(f"{load * chunks_per_s * DAY_S / 1e6:,.0f}" for load in LOADS),
+            "GB of memory for a day's rows in a graph index",
+            *(f"{load * chunks_per_s * DAY_S * GRAPH_ROW_BYTES / GB:,.0f}" for load in LOADS),
         ],
     ]
     return Table("What so many gigabytes of text an hour need", ["", *(f"{load:,}" for load in LOADS)], rows)

@@ -32,8 +32,8 @@ from schemas import Document, Key, decode, encode
 from topics.table import DOCUMENT_STAGES
 
 NAME = "ingest"
-ROUNDS = 3
-ARTICLES, QUICK_ARTICLES = 24, 1
+ROUNDS = 2
+ARTICLES, QUICK_ARTICLES = 30, 1
 GENERATED, QUICK_GENERATED = 6_000, 500
 IDLE_S = 300.0
 QUICK_CHECKED = 5_000

@@ -17,6 +17,7 @@ class Exit(IntEnum):
 EPILOG = (
     "**Exit codes**: 0 fine · 1 some documents failed, not found, the answer is an error, or something is not as it "
     "should be · 2 usage · 3 misconfigured · 4 a server is away · 5 a worker was stuck.\n\n"
-    "**Settings** come from `headrace.toml` (or the file that `HEADRACE_CONFIG` names) and from the environment, e.g. "
-    "`HEADRACE_KAFKA__BOOTSTRAP_SERVERS`; `headrace config` shows them."
+    "**Settings** come from `headrace.toml` (or the file that `HEADRACE_CONFIG` names), from the environment, e.g. "
+    "`HEADRACE_KAFKA__BOOTSTRAP_SERVERS`, and from the folder of secret files that `HEADRACE_SECRETS` names; "
+    "`headrace config` shows them."
 )
