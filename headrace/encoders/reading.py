@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from headrace.encoders.model import TOKENIZER_FILE, load_tokenizer, max_tokens, positions, prompts, window
+from headrace.encoders.model import TOKENIZER_FILE, max_tokens, positions, prompts, window
 from headrace.errors import Misconfigured
+from headrace.tokenizing import load_tokenizer
 
 CONTEXT_TOKENS = 64
 """Of a context at most: 19 titles of 20 in SciFact have fewer than 40."""
