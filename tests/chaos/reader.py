@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from tests.chaos.workload import Expectation
 
 ASK_EVERY_S = 0.25
+SENT_WITHIN_MS = 600_000
 ALL_CHUNKS = 50
 """More than a document has here."""
 SETTLED = ("indexed", "deleted")
@@ -94,7 +95,9 @@ class Reader:
         random_ = random.Random(self.seed)
         # The broker is away at times, and librdkafka would say so many times a second.
         kafka = {"bootstrap.servers": self.bootstrap, "log_level": 0}
-        producer = Producer(kafka | {"linger.ms": 0})
+        # Idempotent, and with time enough for every outage: a question that never came to Kafka couldn't be answered.
+        idempotent = {"enable.idempotence": True, "message.timeout.ms": SENT_WITHIN_MS}
+        producer = Producer(kafka | idempotent | {"linger.ms": 0})
         consumer = Consumer(kafka | {"group.id": uuid.uuid4().hex})
         assign_from_the_start(consumer, [self.prefix + "documents.events", self.prefix + "replies"])
         next_question = time.monotonic()
@@ -139,7 +142,13 @@ class Reader:
             ("kafka_replyTopic", (self.prefix + "replies").encode()),
         ]
         self.asked[correlation] = Asked(tenant=tenant, doc_id=doc_id, told=dict(self._told), sent_at=time.monotonic())
-        producer.produce(self.prefix + "queries", json.dumps(query).encode(), correlation, headers=headers)
+        producer.produce(
+            self.prefix + "queries", json.dumps(query).encode(), correlation, headers=headers, on_delivery=self._sent
+        )
+
+    def _sent(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            raise ConnectionError(f"the question {message.key()!r} did not come to Kafka: {error}")
 
 
 def assign_from_the_start(consumer: Consumer, topics: Sequence[str]) -> None:
