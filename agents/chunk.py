@@ -7,6 +7,7 @@ that are too large, a chunking that the encoder can't read; with auth on, no tok
 """
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from agents.stage import Item, Outgoing, Record, Stage
-from headrace import telemetry
+from headrace import telemetry, tracing
 from headrace.auth import PUBLISH, Authenticator, Denied, authorization_of
 from headrace.chunking import Chunks, TokenCounter, check_chunking, chunk
 from headrace.errors import Poison
@@ -37,9 +38,12 @@ from schemas import (
 )
 from schemas.batches import pack_chunks
 from schemas.document import Deletion, read_document
-from topics import RAW_MAX_BYTES, RECORD_MAX_BYTES, Lane
+from topics import RAW_MAX_BYTES, RECORD_MAX_BYTES
 
 STAGE = "chunk"
+FRESH_MS = 24 * 3_600_000
+"""A record that is older when it comes here is a backfill, or of a clock that is wrong: how long it has lain says
+nothing of how fast documents become searchable."""
 CHUNKS_ROOM_BYTES = RECORD_MAX_BYTES // 2
 """Of a record, for its chunks; a document's attributes and the record's own fields fit in the rest."""
 
@@ -121,7 +125,10 @@ class Chunker:
         # All of them first: the stage halves a batch that one of them spoils, and cutting is the dear part.
         for item in batch:
             self._check_sender(item)
-        return self._work(batch)
+        answers = self._work(batch)
+        for item in batch:
+            telemetry.TENANT_DOCUMENTS.labels(telemetry.tenants.label(item.message.key.tenant)).inc()
+        return answers
 
     def _check_sender(self, item: Item[Incoming]) -> None:
         """The token must have been good when the record was written: Kafka may hold it for longer than a token lasts,
@@ -140,14 +147,17 @@ class Chunker:
     def _work(self, batch: Sequence[Item[Incoming]]) -> "_Answers":
         versions = [item.message for item in batch]
         cut: dict[int, Chunks] = {}
-        answers: list[tuple[Incoming, Lane, _Cut | Status]] = []
-        for index, (admission, replaces) in enumerate(self._admit(versions, cut)):
+        answers: list[tuple[Incoming, Record, _Cut | Status]] = []
+        with tracing.span("admit"):
+            admitted = self._admit(versions, cut)
+        for index, (admission, replaces) in enumerate(admitted):
             answer: _Cut | Status
             if admission is Admission.SEND:
-                answer = _Cut(cut[index] if index in cut else self._chunked(versions[index]), replaces)
+                chunks = cut[index] if index in cut else self._chunked(versions[index])
+                answer = _Cut(chunks, replaces, published=_published(batch[index].record))
             else:
                 answer = "unchanged" if admission is Admission.UNCHANGED else "superseded"
-            answers.append((versions[index], batch[index].record.lane, answer))
+            answers.append((versions[index], batch[index].record, answer))
         return _Answers(answers)
 
     def redelivered(self, record: Record, intake: Intake | None) -> Iterable[Outgoing] | None:
@@ -169,7 +179,7 @@ class Chunker:
         first = replace(record, timestamp=intake.content.timestamp, offset=intake.content.offset)
         content = replace(self.decode(first), revision=intake.content)
         chunks = self._chunked(content)
-        return _Answers([(content, record.lane, _Cut(chunks))]) if len(chunks) == intake.chunks else None
+        return _Answers([(content, record, _Cut(chunks))]) if len(chunks) == intake.chunks else None
 
     def _chunked(self, incoming: Incoming) -> Chunks:
         document = incoming.document
@@ -212,6 +222,7 @@ class Chunker:
 class _Cut:
     chunks: Chunks
     replaces: Replaced | None = None
+    published: int | None = None
 
 
 @dataclass(frozen=True)
@@ -221,14 +232,14 @@ class _Answers:
     attributes.
     """
 
-    answers: Sequence[tuple[Incoming, Lane, _Cut | Status]]
+    answers: Sequence[tuple[Incoming, Record, _Cut | Status]]
 
     def __iter__(self) -> Iterator[Outgoing]:
-        for incoming, lane, answer in self.answers:
+        for incoming, record, answer in self.answers:
             if isinstance(answer, _Cut):
-                yield from _batches(incoming, answer, lane)
+                yield from _batches(incoming, answer, record)
             else:
-                yield _event(incoming, answer)
+                yield _event(incoming, answer, record)
 
 
 def _sparing(chunking: Chunking) -> Chunking:
@@ -261,8 +272,14 @@ def _attributes(document: Document | Deletion, record: Record) -> Attributes:
     return attributes
 
 
-def _batches(incoming: Incoming, cut: _Cut, lane: Lane) -> Iterator[Outgoing]:
-    topic = "documents.chunks.urgent" if lane == "urgent" else "documents.chunks"
+def _published(record: Record) -> int | None:
+    """From when the document's freshness is measured. A letter that was replayed waited for people."""
+    is_old = record.timestamp < time.time() * 1000 - FRESH_MS
+    return None if is_old or record.sent_again else record.timestamp
+
+
+def _batches(incoming: Incoming, cut: _Cut, record: Record) -> Iterator[Outgoing]:
+    topic = "documents.chunks.urgent" if record.lane == "urgent" else "documents.chunks"
     first = 0
     # A deletion, and a document without text, travels as one batch without chunks.
     for group in pack_chunks(cut.chunks, room=CHUNKS_ROOM_BYTES) if len(cut.chunks) else ([],):
@@ -276,12 +293,13 @@ def _batches(incoming: Incoming, cut: _Cut, lane: Lane) -> Iterator[Outgoing]:
             chunks=group,
             deleted=isinstance(incoming.document, Deletion),
             replaces=cut.replaces if group else None,
+            published=cut.published,
         )
-        yield Outgoing(topic=topic, key=incoming.key.encode(), value=encode(batch), chunks=len(group))
+        yield Outgoing(topic=topic, key=incoming.key.encode(), value=encode(batch), chunks=len(group), cause=record)
         first += len(group)
 
 
-def _event(incoming: Incoming, status: Status) -> Outgoing:
+def _event(incoming: Incoming, status: Status, record: Record) -> Outgoing:
     event = DocumentEvent(
         status=status,
         stage=STAGE,
@@ -290,4 +308,4 @@ def _event(incoming: Incoming, status: Status) -> Outgoing:
         tenant=incoming.key.tenant,
         version=incoming.revision.version,
     )
-    return Outgoing(topic="documents.events", key=incoming.key.encode(), value=encode(event))
+    return Outgoing(topic="documents.events", key=incoming.key.encode(), value=encode(event), cause=record)

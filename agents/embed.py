@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.stage import Item, Outgoing, Stage, reads
-from headrace import telemetry
+from headrace import telemetry, tracing
 from headrace.encoders import Encoder, Vectors, context_of
 from headrace.encoders.context import Context
 from headrace.reuse import VectorReuse
@@ -58,7 +58,7 @@ class Embedder:
         first = 0
         for item in batch:
             end = first + len(item.message.chunks)
-            outgoing.extend(_embedded(item.message, vectors[first:end], self.encoder.identity.recipe, lane))
+            outgoing.extend(_embedded(item, vectors[first:end], self.encoder.identity.recipe))
             first = end
         return outgoing
 
@@ -66,18 +66,20 @@ class Embedder:
         """Of all their chunks, in order (chunks x dimension)."""
         identity = self.encoder.identity
         chunks = [(batch, chunk) for batch in batches for chunk in batch.chunks]
-        reused = self.reuse.vectors(batches) if self.reuse is not None else {}
+        with tracing.span("reuse"):
+            reused = self.reuse.vectors(batches) if self.reuse is not None else {}
         vectors = np.empty((len(chunks), identity.dimension), dtype=np.float32)
         for place, vector in reused.items():
             vectors[place] = vector
         anew = [place for place in range(len(chunks)) if place not in reused]
         if anew:
             started = time.perf_counter()
-            vectors[anew] = self.encoder.encode(
-                [chunks[place][1].text for place in anew],
-                contexts=[_context(identity.context, *chunks[place]) for place in anew],
-                urgent=lane == "urgent",
-            )
+            with tracing.span("encode", {"headrace.chunks": len(anew)}):
+                vectors[anew] = self.encoder.encode(
+                    [chunks[place][1].text for place in anew],
+                    contexts=[_context(identity.context, *chunks[place]) for place in anew],
+                    urgent=lane == "urgent",
+                )
             telemetry.EMBEDDING_QPS.set(len(anew) / (time.perf_counter() - started))
         telemetry.CHUNKS_REUSED.labels(STAGE, lane).inc(len(reused))
         return vectors
@@ -87,8 +89,9 @@ def _context(context: Context, batch: ChunkBatch, chunk: Chunk) -> str:
     return context_of(context, batch.attributes.title, chunk.headings, chunk.text)
 
 
-def _embedded(batch: ChunkBatch, vectors: npt.NDArray[np.float32], encoder: str, lane: Lane) -> Iterator[Outgoing]:
-    topic = "documents.embeddings.urgent" if lane == "urgent" else "documents.embeddings"
+def _embedded(item: Item[ChunkBatch], vectors: npt.NDArray[np.float32], encoder: str) -> Iterator[Outgoing]:
+    batch = item.message
+    topic = "documents.embeddings.urgent" if item.record.lane == "urgent" else "documents.embeddings"
     dimension = vectors.shape[1]
     vector_bytes = dimension * 4 * 4 // 3 + 4
     first = 0
@@ -102,9 +105,12 @@ def _embedded(batch: ChunkBatch, vectors: npt.NDArray[np.float32], encoder: str,
             attributes=batch.attributes,
             chunks=group,
             deleted=batch.deleted,
+            published=None if item.record.sent_again else batch.published,
             encoder=encoder,
             dimension=dimension,
             vectors=pack_vectors(vectors[first : first + len(group)]),
         )
-        yield Outgoing(topic=topic, key=batch.key.encode(), value=encode(embedded), chunks=len(group))
+        yield Outgoing(
+            topic=topic, key=batch.key.encode(), value=encode(embedded), chunks=len(group), cause=item.record
+        )
         first += len(group)

@@ -164,12 +164,12 @@ class Watchdog:
             if self.brokers_away is None:
                 self.brokers_away = (str(exc), time.monotonic())
                 telemetry.WAITING.labels(self._stage, exc.service).set(1)
-                log.warning("waiting_for_service", stage=self._stage, service=exc.service, reason=str(exc))
+                log.warning("waiting_for_service", stage=self._stage, server=exc.service, reason=str(exc))
             return
         if self.brokers_away is not None:
             self.brokers_away = None
             telemetry.WAITING.labels(self._stage, "kafka").set(0)
-            log.info("waiting_ended", stage=self._stage, service="kafka")
+            log.info("waiting_ended", stage=self._stage, server="kafka")
 
     def _end(self, code: int) -> None:
         log.info("worker_stopped", stage=self._stage, exit_code=code)

@@ -1,6 +1,10 @@
 """How far a partition has got: what was delivered to the stage, what of it is acked, and what may be committed."""
 
 from collections import deque
+from collections.abc import Hashable, Mapping
+from typing import Generic, TypeVar
+
+Partition = TypeVar("Partition", bound=Hashable)
 
 
 class PartitionProgress:
@@ -15,16 +19,18 @@ class PartitionProgress:
         self._delivered: deque[int] = deque()
         self._position: int | None = None
         self._acked: set[int] = set()
-        self._sizes: dict[int, int] = {}
+        self._held: dict[int, tuple[int, float]] = {}
+        """Size and age of what was delivered and isn't acked, in the order of the offsets."""
         self._last: int | None = None
         self._reached = 0
         self.held_bytes = 0
         """Bytes delivered and not acked yet."""
 
-    def deliver(self, offset: int, size: int) -> None:
+    def deliver(self, offset: int, size: int, since: float) -> None:
+        """`since` is when the message began to wait, in Unix seconds."""
         self._delivered.append(offset)
         self._last = offset
-        self._sizes[offset] = size
+        self._held[offset] = (size, since)
         self.held_bytes += size
 
     def reach(self, position: int, last: int | None) -> None:
@@ -40,7 +46,7 @@ class PartitionProgress:
         but counts: the work is done.
         """
         self._acked.add(offset)
-        self.held_bytes -= self._sizes.pop(offset, 0)
+        self.held_bytes -= self._held.pop(offset, (0, 0.0))[0]
 
     def committable(self) -> int | None:
         """The offset to commit: one past the last message of the acked head, and past what follows it without messages
@@ -61,4 +67,32 @@ class PartitionProgress:
 
     @property
     def unacked(self) -> int:
-        return len(self._sizes)
+        return len(self._held)
+
+    @property
+    def waits_since(self) -> float | None:
+        """The `since` of the first message that was delivered and isn't acked; None where all are."""
+        return next((since for _, since in self._held.values()), None)
+
+
+class Backlog(Generic[Partition]):
+    """Since when each partition that has a lag has had one, as far as it is known here."""
+
+    def __init__(self) -> None:
+        self._stood: dict[Partition, tuple[int, float]] = {}
+
+    def observe(self, behind: Mapping[Partition, tuple[int, float | None]], now: float) -> Mapping[Partition, float]:
+        """`behind` has, of each partition with a lag, its committed offset and since when its first message in hand has
+        waited, None where none is in hand. What was not delivered yet has waited for at least as long as the committed
+        offset has been where it is. Times are Unix seconds.
+        """
+        self._stood = {
+            partition: (committed, self._stood[partition][1])
+            if self._stood.get(partition, ())[:1] == (committed,)
+            else (committed, now)
+            for partition, (committed, _) in behind.items()
+        }
+        return {
+            partition: self._stood[partition][1] if since is None else min(since, now)
+            for partition, (_, since) in behind.items()
+        }

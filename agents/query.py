@@ -16,9 +16,10 @@ from uuid import uuid4
 
 import msgspec
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from agents.stage import Item, Outgoing, Record, RequestStage, Write, check_size
-from headrace import telemetry
+from headrace import telemetry, tracing
 from headrace.auth import authorization_of
 from headrace.errors import Poison
 from headrace.serving import Answerer, Question
@@ -33,6 +34,8 @@ FIRST_PIECE_CHARACTERS = 24
 """Of a streamed text. Each piece is half as long again as the one before it, up to the largest: the first words are
 read at once, and a long text costs few messages."""
 PIECE_CHARACTERS = 600
+REQUEST_ID_CHARACTERS = 128
+"""Of an asker's own id, in a line of the log."""
 PIECE_SECONDS = 0.3
 """A text that comes slowly is passed on all the same."""
 
@@ -101,12 +104,18 @@ class Responder:
             return Request(reply_to=reply_to, error=_bad_request(str(exc)))
 
     async def serve(self, item: Item[Request], write: Write) -> None:
+        with bound_contextvars(**_about(item.message)):
+            await self._serve(item, write)
+
+    async def _serve(self, item: Item[Request], write: Write) -> None:
         started = time.perf_counter()
         request = await self._addressed(item.message)
         replies = Replies(request, write)
         answer = await self._answer(request, replies)
+        _tell(item.record.span, request, answer)
         await replies.finish(answer)
         telemetry.SEARCH_LATENCY_MS.observe((time.perf_counter() - started) * 1000)
+        telemetry.ANSWERS.inc()
         if answer.error is not None:
             telemetry.ANSWER_ERRORS.labels(answer.error.code).inc()
         for part in answer.degraded:
@@ -175,6 +184,28 @@ def _unreachable(topic: str, partition: int | None, partitions: int | None) -> s
     if partition is not None and not 0 <= partition < partitions:
         return f"{topic} has no partition {partition}"
     return None
+
+
+def _about(request: Request) -> dict[str, str]:
+    """What every line that is logged meanwhile says."""
+    query = request.query
+    if query is None:
+        return {}
+    named = {} if query.request_id is None else {"request_id": query.request_id[:REQUEST_ID_CHARACTERS]}
+    return {"tenant": query.tenant, **named}
+
+
+def _tell(span: tracing.Span, request: Request, answer: Answer) -> None:
+    if not span.recording:
+        return
+    if request.query is not None:
+        span.set({"headrace.tenant": request.query.tenant, "headrace.mode": request.query.mode})
+    if answer.request_id is not None:
+        span.set({"headrace.request_id": answer.request_id})
+    if answer.degraded:
+        span.set({"headrace.degraded": answer.degraded})
+    if answer.error is not None:
+        span.failed(answer.error.code)
 
 
 def _deadline(value: bytes | None) -> int | None:

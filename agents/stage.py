@@ -29,8 +29,9 @@ import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from agents.batches import UnreadableBatch
-from agents.dead_letters import MESSAGE_MAX_CHARACTERS, OWN_PREFIXES, Headers, dead_letter_headers
-from headrace import telemetry
+from agents.dead_letters import MESSAGE_MAX_CHARACTERS, OWN_PREFIXES, Headers, dead_letter_headers, replays
+from agents.message_spans import MessageSpans, ended_together
+from headrace import telemetry, tracing
 from headrace.calls import longest_unanswered
 from headrace.errors import Misconfigured, Poison, Transient
 from schemas import DocumentEvent, EventError, decode, encode, parse_key
@@ -64,6 +65,13 @@ class Record:
     value: bytes | None
     headers: Headers
     lane: Lane
+    span: tracing.Span = field(default=tracing.NO_SPAN, repr=False, compare=False)
+    """The work of this stage on it."""
+
+    @property
+    def sent_again(self) -> bool:
+        """Whether it was a dead letter before."""
+        return replays(self.headers) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,8 @@ class Item(Generic[T]):
 class Outgoing:
     """A record to write. `topic` is a name of the topic table;
     `timestamp` is Unix milliseconds (None: the time of sending).
+
+    `cause` is the record that it comes of, whose trace goes on with it. Without one its headers go out as they are.
     """
 
     topic: str
@@ -87,6 +97,9 @@ class Outgoing:
     partition: int | None = None
     timestamp: int | None = None
     chunks: int = 0
+    cause: Record | None = None
+    on_confirmed: Callable[[], None] | None = None
+    """Called in the event loop when the brokers have it. Must not raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,12 +186,25 @@ class Waiting(msgspec.Struct, frozen=True):
     since: float
 
 
+class Gate(Protocol):
+    """Decides when work may begin."""
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What keeps it shut, while somebody waits for it. From any thread."""
+
+    async def let_in(self, messages: int) -> None:
+        """Return when a batch of so many messages may be begun."""
+
+
 @dataclass
 class StageRunner(Generic[T]):
     """Runs one stage over its lanes."""
 
     stage: Stage[T] | RequestStage[T]
     wire: Wire
+    spans: MessageSpans = field(default_factory=lambda: MessageSpans(stage=""))
+    gate: Gate | None = None
     in_hand: int = 0
     busy_since: float = field(default_factory=time.monotonic)
     """When the batch in hand was taken, or something of it last confirmed (monotonic seconds)."""
@@ -191,7 +217,11 @@ class StageRunner(Generic[T]):
 
     @property
     def waiting(self) -> Waiting | None:
-        """The server that was away at the last try, or that keeps a call waiting for long. From any thread."""
+        """What may not be begun yet, the server that was away at the last try, or that keeps a call waiting for long.
+        From any thread.
+        """
+        if self.gate is not None and (shut := self.gate.waiting) is not None:
+            return shut
         asked = longest_unanswered()
         if self._away is not None or asked is None or time.monotonic() - asked.since < SILENT_AFTER_S:
             return self._away
@@ -227,6 +257,9 @@ class StageRunner(Generic[T]):
                     self._urgent_idle.clear()
                 else:
                     await self._urgent_idle.wait()
+                if self.gate is not None:
+                    # With the batch in hand: one that was let in before its first message came could begin much later.
+                    await self.gate.let_in(len(events))
 
                 def ended(_: asyncio.Task[None], count: int = len(events)) -> None:
                     self._let_go(count)
@@ -237,14 +270,15 @@ class StageRunner(Generic[T]):
                     room.release()
 
                 acked = asyncio.Event()
-                batch = [(event, _record(event.message, lane)) for event in events]
+                batch = [(event, self._record(event.message, lane)) for event in events]
                 batches.create_task(self._process_in_turn(stage, batch, before, acked)).add_done_callback(ended)
                 before = acked
 
     async def _process_in_turn(
         self, stage: Stage[T], batch: Sequence[tuple[Any, Record]], before: asyncio.Event, acked: asyncio.Event
     ) -> None:
-        await self._process(stage, batch, before)
+        with ended_together([record.span for _, record in batch]):
+            await self._process(stage, batch, before)
         acked.set()
 
     async def _serve_lane(self, stage: RequestStage[T], lane: Lane, source: Source) -> None:
@@ -252,16 +286,20 @@ class StageRunner(Generic[T]):
             while True:
                 event = await source.get()
                 self._take_up()
-                requests.create_task(self._serve(stage, event, _record(event.message, lane)))
+                requests.create_task(self._serve(stage, event, self._record(event.message, lane)))
 
     async def _serve(self, stage: RequestStage[T], event: Any, record: Record) -> None:
-        try:
+        with record.span, self._let_go_afterwards(1):
             outgoing: Iterable[Outgoing] = ()
+
+            async def reply(replies: Iterable[Outgoing]) -> None:
+                await self._reply(record, replies)
+
             try:
                 with _timed(stage.name, "decode"):
                     item = Item(record=record, message=self._decode(record))
                 with _timed(stage.name, "work"):
-                    await self._until_the_servers_are_there(lambda: stage.serve(item, self._reply))
+                    await self._until_the_servers_are_there(lambda: stage.serve(item, reply), [record.span])
             except Misconfigured:
                 raise
             except Exception as error:
@@ -273,11 +311,9 @@ class StageRunner(Generic[T]):
                     poison = Poison("internal", f"{type(error).__name__}: {error}")
                 outgoing = self._bury(record, poison, attempts=1)
             await self._confirm([(event, record)], outgoing)
-        finally:
-            self._let_go(1)
 
-    async def _reply(self, outgoing: Iterable[Outgoing]) -> None:
-        replies = list(outgoing)
+    async def _reply(self, request: Record, outgoing: Iterable[Outgoing]) -> None:
+        replies = [replace(reply, cause=request) for reply in outgoing]
         for reply in replies:
             check_size(reply)
         await self._write(replies)
@@ -287,6 +323,13 @@ class StageRunner(Generic[T]):
             self.busy_since = time.monotonic()
         self.in_hand += 1
         telemetry.IN_HAND.labels(self.stage.name).set(self.in_hand)
+
+    @contextmanager
+    def _let_go_afterwards(self, count: int) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._let_go(count)
 
     def _let_go(self, count: int) -> None:
         self.in_hand -= count
@@ -349,6 +392,23 @@ class StageRunner(Generic[T]):
             await self._count_the_crash(batch[end], crash[1])
             await self._process(stage, batch[end + 1 :], before)
 
+    def _record(self, message: Any, lane: Lane) -> Record:
+        headers = tuple(message.headers or ())
+        record = Record(
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            timestamp=round(message.timestamp * 1000),
+            key=message.key,
+            value=message.value,
+            headers=headers,
+            lane=lane,
+            span=self.spans.received(message.topic, message.partition, message.offset, headers),
+        )
+        if record.span.recording:
+            record.span.set({f"headrace.{name}": value for name, value in self._tenant(record).items()})
+        return record
+
     def _decode(self, record: Record) -> T:
         if isinstance(record.value, UnreadableBatch):
             raise Poison("unreadable_batch", record.value.reason)
@@ -359,6 +419,7 @@ class StageRunner(Generic[T]):
         await self._write(outgoing)
         for event, record in batch:
             event.ack()
+            record.span.end()
             telemetry.MESSAGES.labels(self.stage.name, record.lane, "in").inc()
         self.busy_since = time.monotonic()
         telemetry.PROGRESS.labels(self.stage.name).set_to_current_time()
@@ -366,18 +427,25 @@ class StageRunner(Generic[T]):
     async def _write(self, outgoing: Iterable[Outgoing]) -> None:
         name = self.stage.name
         messages, chunks = Counter[Lane](), Counter[Lane]()
+        told: list[Callable[[], None]] = []
 
         def handed_over() -> Iterator[Outgoing]:
             for record in outgoing:
-                yield record
+                cause = record.cause
+                traced = sending.headers(cause.span, record.topic) if cause is not None else ()
+                yield replace(record, headers=(*record.headers, *traced)) if traced else record
                 # The wire has taken it: what one document becomes may take longer than a worker may stand still.
                 self.busy_since = time.monotonic()
                 lane = BY_NAME[record.topic].lane if record.topic in BY_NAME else "bulk"
                 messages[lane] += 1
                 chunks[lane] += record.chunks
+                if record.on_confirmed is not None:
+                    told.append(record.on_confirmed)
 
-        with _timed(name, "write"):
+        with _timed(name, "write"), self.spans.sending() as sending:
             await self.wire.send(handed_over())
+        for tell in told:
+            tell()
         for lane, count in messages.items():
             telemetry.MESSAGES.labels(name, lane, "out").inc(count)
             if chunks[lane]:
@@ -391,9 +459,11 @@ class StageRunner(Generic[T]):
         """
         if not items:
             return []
+        spans = [item.record.span for item in items]
         try:
-            with _timed(self.stage.name, "work"):
-                return [(items[0], await self._until_the_servers_are_there(lambda: _worked(stage, items)))]
+            with _timed(self.stage.name, "work"), self.spans.batch(spans) as batch:
+                work = self._until_the_servers_are_there(lambda: _worked(stage, items), [batch, *spans])
+                return [(items[0], await work)]
         except (Misconfigured, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -405,10 +475,12 @@ class StageRunner(Generic[T]):
             return outcomes
         return outcomes + await self._work(stage, items[middle:])
 
-    async def _until_the_servers_are_there(self, work: Callable[[], Awaitable[R]]) -> R:
+    async def _until_the_servers_are_there(self, work: Callable[[], Awaitable[R]], spans: Sequence[tracing.Span]) -> R:
         try:
             async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(Transient), wait=RETRY_WAIT, before_sleep=self._note_wait
+                retry=retry_if_exception_type(Transient),
+                wait=RETRY_WAIT,
+                before_sleep=lambda state: self._note_wait(state, spans),
             ):
                 with attempt:
                     return await work()
@@ -416,10 +488,10 @@ class StageRunner(Generic[T]):
         finally:
             if self._away is not None:
                 telemetry.WAITING.labels(self.stage.name, self._away.service).set(0)
-                log.info("waiting_ended", stage=self.stage.name, service=self._away.service)
+                log.info("waiting_ended", stage=self.stage.name, server=self._away.service)
                 self._away = None
 
-    def _note_wait(self, state: RetryCallState) -> None:
+    def _note_wait(self, state: RetryCallState, spans: Sequence[tracing.Span]) -> None:
         error = cast(Transient, state.outcome and state.outcome.exception())  # nothing else is retried
         if self._away is not None and self._away.service != error.service:
             # A stage of two stores: the one is back, and the other isn't.
@@ -429,10 +501,12 @@ class StageRunner(Generic[T]):
         self._away = Waiting(error.service, str(error), since)
         telemetry.RETRIES.labels(self.stage.name, error.service).inc()
         telemetry.WAITING.labels(self.stage.name, error.service).set(1)
+        for span in spans:
+            span.event("waiting_for_service", {"headrace.service": error.service, "attempt": state.attempt_number})
         log.warning(
             "waiting_for_service",
             stage=self.stage.name,
-            service=error.service,
+            server=error.service,
             reason=str(error),
             attempt=state.attempt_number,
             next_try_s=round(state.upcoming_sleep, 1),
@@ -443,31 +517,43 @@ class StageRunner(Generic[T]):
         event, record = broken
         await self.wire.commit()
         attempts = await self.wire.note_attempt(record)
-        log.error(
-            "record_broke_the_worker",
-            stage=self.stage.name,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            attempts=attempts,
-            exc_info=error,
-        )
+        with tracing.within(record.span):
+            log.error(
+                "record_broke_the_worker",
+                stage=self.stage.name,
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                attempts=attempts,
+                exc_info=error,
+                **self._tenant(record),
+            )
         if attempts < ATTEMPTS:
             raise error
         poison = Poison("internal", f"{type(error).__name__}: {error}")
         await self._confirm([(event, record)], self._bury(record, poison, attempts=attempts))
 
+    def _tenant(self, record: Record) -> dict[str, str]:
+        """For logs. Of a document's key alone: a request's may be anything."""
+        if self.stage.tells_producers:
+            with suppress(ValueError):
+                return {"tenant": parse_key(record.key).tenant}
+        return {}
+
     def _bury(self, record: Record, poison: Poison, *, attempts: int) -> list[Outgoing]:
         """The dead letter, byte for byte, and the event that tells the producer."""
         telemetry.DEAD_LETTERS.labels(self.stage.name, poison.code).inc()
+        record.span.event("dead_letter", {"headrace.error.code": poison.code, "headrace.error.attempts": attempts})
+        record.span.failed(poison)
         batch = record.value if isinstance(record.value, UnreadableBatch) else None
         place: dict[str, Any] = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-        reason = {"code": poison.code, "reason": str(poison)[:MESSAGE_MAX_CHARACTERS]}
-        if batch is None:
-            log.warning("message_dead_lettered", stage=self.stage.name, **place, **reason)
-        else:
-            place |= {"offset": batch.first, "last_offset": batch.last}
-            log.error("batch_dead_lettered", stage=self.stage.name, **place, **reason, size=len(batch))
+        told = {"code": poison.code, **self._tenant(record)}  # The reason may quote the document: the letter has it.
+        with tracing.within(record.span):
+            if batch is None:
+                log.warning("message_dead_lettered", stage=self.stage.name, **place, **told)
+            else:
+                place |= {"offset": batch.first, "last_offset": batch.last}
+                log.error("batch_dead_lettered", stage=self.stage.name, **place, **told, size=len(batch))
         headers = dead_letter_headers(record.headers, stage=self.stage.name, poison=poison, attempts=attempts, **place)
         dead = Outgoing(
             topic="documents.dead", key=record.key, value=record.value, headers=headers, timestamp=record.timestamp
@@ -477,7 +563,7 @@ class StageRunner(Generic[T]):
         if batch is not None or not self.stage.tells_producers:  # Whose documents a batch held nobody knows.
             return [dead]
         event = encode(_failed(record, self.stage.name, poison))
-        return [dead, Outgoing(topic="documents.events", key=_reasonable(record.key), value=event)]
+        return [dead, Outgoing(topic="documents.events", key=_reasonable(record.key), value=event, cause=record)]
 
 
 async def _worked(stage: Stage[T], items: Sequence[Item[T]]) -> Iterable[Outgoing]:
@@ -533,19 +619,6 @@ def _failed(record: Record, stage: str, poison: Poison) -> DocumentEvent:
     )
 
 
-def _record(message: Any, lane: Lane) -> Record:
-    return Record(
-        topic=message.topic,
-        partition=message.partition,
-        offset=message.offset,
-        timestamp=round(message.timestamp * 1000),
-        key=message.key,
-        value=message.value,
-        headers=tuple(message.headers or ()),
-        lane=lane,
-    )
-
-
 @contextmanager
 def _timed(stage: str, step: str) -> Iterator[None]:
     with telemetry.STEP_SECONDS.labels(stage, step).time():
@@ -570,5 +643,5 @@ def _limit(outgoing: Outgoing) -> int:
 
 
 def _size(outgoing: Outgoing) -> int:
-    size = RECORD_OVERHEAD_BYTES + len(outgoing.key or b"") + len(outgoing.value or b"")
+    size = RECORD_OVERHEAD_BYTES + tracing.HEADERS_MAX_BYTES + len(outgoing.key or b"") + len(outgoing.value or b"")
     return size + sum(len(name) + len(value or b"") + 10 for name, value in outgoing.headers)

@@ -20,6 +20,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from agents.batches import read_past_unreadable_batches
+from agents.dead_letters import replays
 from agents.progress import PartitionProgress
 from topics import Lane
 
@@ -56,6 +57,7 @@ class Consumer(driver.Consumer):
         self._progress: dict[TP, PartitionProgress] = {}
         self._places: Places = {}
         self._room = asyncio.Event()
+        self._draining = False
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> "ConsumerThread":
@@ -67,7 +69,9 @@ class Consumer(driver.Consumer):
     def _to_message(self, tp: TP, record: Any) -> Any:
         message = super()._to_message(tp, record)
         size = len(record.key or b"") + len(record.value or b"")
-        self._progress.setdefault(tp, PartitionProgress()).deliver(record.offset, size)
+        # A letter that was replayed has its first timestamp: it has waited since it came again.
+        since = time.time() if record.headers and replays(record.headers) else record.timestamp / 1000
+        self._progress.setdefault(tp, PartitionProgress()).deliver(record.offset, size, since)
         return message
 
     def ack(self, message: Any) -> bool:
@@ -90,7 +94,16 @@ class Consumer(driver.Consumer):
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         log.debug("offsets_without_messages", topic=tp.topic, partition=tp.partition, first=offset_from, last=offset_to)
 
+    def stop_flow(self) -> None:
+        """Hand nothing more over; a drain follows, and its commit."""
+        self._draining = True
+        super().stop_flow()
+
     async def perform_seek(self) -> None:
+        if self._draining:
+            # A fetcher that comes with records just now goes back to what is committed, and what is in hand would be
+            # forgotten, and be done again by the next owner. Whoever goes on after the drain seeks by himself.
+            return
         # What was delivered and not committed is read again from the committed position on.
         self._progress.clear()
         self._places = {}
@@ -116,12 +129,21 @@ class Consumer(driver.Consumer):
         """
         delivery = self.app.delivery
         deadline = time.monotonic() + delivery.drain_timeout_s
-        while delivery.in_hand() and not self.should_stop:
-            if time.monotonic() > deadline:
-                log.warning("drain_too_slow", unacked=delivery.in_hand(), limit_s=delivery.drain_timeout_s)
-                break
-            await asyncio.sleep(0.02)
-        await self.commit_and_end_transactions()
+        try:
+            while delivery.in_hand() and not self.should_stop:
+                if time.monotonic() > deadline:
+                    log.warning("drain_too_slow", unacked=delivery.in_hand(), limit_s=delivery.drain_timeout_s)
+                    break
+                await asyncio.sleep(0.02)
+            await self.commit_and_end_transactions()
+        finally:
+            self._draining = False
+
+    async def commit_and_end_transactions(self) -> None:
+        """Commit all that is acked by now: Faust only waits for a commit that began before, if there is one."""
+        while await self.maybe_wait_for_commit_to_finish():
+            pass
+        await super().commit_and_end_transactions()
 
     # -- Memory: Faust's buffer counts messages. Here a lane that holds its share of bytes isn't taken from until some
     #    are acked; the other lane goes on. Meanwhile aiokafka fetches one answer ahead for each partition and no more,
@@ -182,8 +204,11 @@ class Consumer(driver.Consumer):
 
     def positions(self) -> dict[TP, int]:
         """The offset before which everything was delivered, of each partition that is assigned."""
-        known = {TP(*tp): self._committed_offset[tp] or 0 for tp in self.assignment()}
-        return {tp: max(committed, self._delivered_to(tp)) for tp, committed in known.items()}
+        return {tp: max(committed, self._delivered_to(tp)) for tp, committed in self.committed().items()}
+
+    def committed(self) -> dict[TP, int]:
+        """The committed offset of each partition that is assigned, 0 before the first commit."""
+        return {TP(*tp): self._committed_offset[tp] or 0 for tp in self.assignment()}
 
     def _delivered_to(self, tp: TP) -> int:
         progress = self._progress.get(tp)
@@ -193,10 +218,17 @@ class Consumer(driver.Consumer):
         """Messages from the committed position to the end, of each partition that is assigned: the one of `ends`, or
         where more is known here, that.
         """
-        committed = {TP(*tp): self._committed_offset[tp] or 0 for tp in self.assignment()}
         return {
-            tp: max(0, ends.get(tp, 0) - offset, (self.highwater(tp) or 0) - offset) for tp, offset in committed.items()
+            tp: max(0, ends.get(tp, 0) - offset, (self.highwater(tp) or 0) - offset)
+            for tp, offset in self.committed().items()
         }
+
+    def waits_since(self, tp: TP) -> float | None:
+        """The timestamp (Unix seconds) of a partition's first message that was delivered and isn't acked; None where
+        there is none.
+        """
+        progress = self._progress.get(tp)
+        return None if progress is None else progress.waits_since
 
     def in_group(self) -> bool:
         """Whether the broker counts this worker as a member:

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from structlog.contextvars import bound_contextvars
+
 from agents.stage import Item, Outgoing, Stage
 from agents.upserts import IN_FLIGHT, by_tenant, decode_embeddings, receipt
 from headrace.errors import Misconfigured, Poison
@@ -41,8 +43,9 @@ class MilvusUpserter:
 
     def _work(self, batch: Sequence[Item[EmbeddingBatch]]) -> list[Outgoing]:
         for tenant, batches in by_tenant(batch).items():
-            self.vectors.upsert(tenant, [row for embedded in batches for row in self._rows(embedded)])
-        return [receipt(item.message, "milvus") for item in batch]
+            with bound_contextvars(tenant=tenant):
+                self.vectors.upsert(tenant, [row for embedded in batches for row in self._rows(embedded)])
+        return [receipt(item, "milvus") for item in batch]
 
     def _rows(self, batch: EmbeddingBatch) -> Iterator[VectorRow]:
         if (batch.encoder, batch.dimension) != (self.encoder.recipe, self.encoder.dimension):

@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from structlog.contextvars import bound_contextvars
+
 from agents.stage import Item, Outgoing, Stage
 from agents.upserts import IN_FLIGHT, by_tenant, decode_embeddings, receipt
 from headrace.reuse import content_hash
@@ -36,8 +38,9 @@ class OpenSearchUpserter:
 
     def _work(self, batch: Sequence[Item[EmbeddingBatch]]) -> list[Outgoing]:
         for tenant, batches in by_tenant(batch).items():
-            self.texts.upsert(tenant, [row for embedded in batches for row in _rows(embedded)])
-        return [receipt(item.message, "opensearch") for item in batch]
+            with bound_contextvars(tenant=tenant):
+                self.texts.upsert(tenant, [row for embedded in batches for row in _rows(embedded)])
+        return [receipt(item, "opensearch") for item in batch]
 
 
 def _rows(batch: EmbeddingBatch) -> Iterator[TextRow]:

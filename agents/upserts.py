@@ -19,8 +19,9 @@ def by_tenant(batch: Sequence[Item[EmbeddingBatch]]) -> dict[str, list[Embedding
     return grouped
 
 
-def receipt(batch: EmbeddingBatch, store: Store) -> Outgoing:
+def receipt(item: Item[EmbeddingBatch], store: Store) -> Outgoing:
     """Says that `store` holds these rows; goes out only after the store has confirmed them."""
+    batch = item.message
     stored = Receipt(
         tenant=batch.tenant,
         doc_id=batch.doc_id,
@@ -30,5 +31,13 @@ def receipt(batch: EmbeddingBatch, store: Store) -> Outgoing:
         first=batch.first,
         count=len(batch.chunks),
         deleted=batch.deleted,
+        published=None if item.record.sent_again else batch.published,
+        urgent=item.record.lane == "urgent",
     )
-    return Outgoing(topic="documents.stored", key=batch.key.encode(), value=encode(stored), chunks=len(batch.chunks))
+    return Outgoing(
+        topic="documents.stored",
+        key=batch.key.encode(),
+        value=encode(stored),
+        chunks=len(batch.chunks),
+        cause=item.record,
+    )

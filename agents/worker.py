@@ -4,10 +4,10 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import faust
 import structlog
@@ -15,18 +15,24 @@ from faust.types import TP
 from tenacity import Retrying, retry_if_exception_type, wait_exponential_jitter
 
 from agents.credentials import credentials
+from agents.generations import Standing
 from agents.liveness import STOP_GRACE_S, Brokers, Watchdog
+from agents.message_spans import MessageSpans
+from agents.progress import Backlog
 from agents.stage import Outgoing, Record, RequestStage, Stage, StageRunner
 from agents.transport import App, Delivery
 from headrace import telemetry
 from headrace.config import WorkerSettings
 from headrace.errors import Misconfigured, Transient
+from headrace.tracing import Tracer
 from topics import BY_NAME, GROUPS, LANES, Lane, Names
 from topics.provisioning import existing_topics
 from topics.settings import KafkaSettings
-from topics.table import DEAD_MAX_BYTES
+from topics.table import DEAD_MAX_BYTES, DOCUMENT_STAGES, UNTOLD
 
 log = structlog.get_logger("headrace.worker")
+
+T = TypeVar("T")
 
 HEARTBEATS_PER_SESSION = 3
 MAX_POLL_INTERVAL_S = 864_000.0
@@ -37,15 +43,16 @@ LOOK_EVERY_S = 1.0
 class KafkaWire:
     """The app's producer and consumer as `agents/stage.py` sees them."""
 
-    def __init__(self, app: App, names: Names) -> None:
+    def __init__(self, app: App, names: Names, standing: Standing | None = None) -> None:
         self._app = app
         self._names = names
+        self._standing = standing
 
     async def send(self, outgoing: Iterable[Outgoing]) -> None:
         send = self._app.producer.send
         confirmations = [
             await send(
-                self._names.topic(record.topic),
+                await self._topic(record.topic) if record.topic in UNTOLD else self._names.topic(record.topic),
                 record.key,
                 record.value,
                 record.partition,
@@ -55,6 +62,9 @@ class KafkaWire:
             for record in outgoing
         ]
         await asyncio.gather(*confirmations)
+
+    async def _topic(self, name: str) -> str:
+        return self._names.topic(name) if self._standing is None else await self._standing.topic(name)
 
     async def commit(self) -> None:
         await self._app.consumer.commit()
@@ -70,13 +80,23 @@ class KafkaWire:
 class Worker:
     """One stage as a process: its Faust app, its runner, and what its health endpoints say."""
 
-    def __init__(self, stage: Stage[Any] | RequestStage[Any], kafka: KafkaSettings, settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        stage: Stage[Any] | RequestStage[Any],
+        kafka: KafkaSettings,
+        settings: WorkerSettings,
+        tracer: Tracer | None = None,
+        standing: Standing | None = None,
+    ) -> None:
+        """Without a `standing` the worker looks at no record of generations, as if there were one alone."""
         self.stage = stage
+        self.standing = standing
         self.kafka = kafka
         self.settings = settings
         self.names = kafka.names
         self.app = build_app(stage.name, kafka, settings)
-        self.runner = StageRunner(stage, KafkaWire(self.app, self.names))
+        spans = MessageSpans(stage=stage.name, names=self.names, tracer=tracer or Tracer())
+        self.runner = StageRunner(stage, KafkaWire(self.app, self.names, standing), spans=spans, gate=standing)
         self.watchdog = Watchdog(
             stage.name,
             stuck_after_s=settings.stuck_after_s,
@@ -89,6 +109,7 @@ class Worker:
         self._positions: Mapping[TP, int] = {}
         self._in_group = False
         self._turns = 0
+        self._backlog: Backlog[TP] = Backlog()
         self._moving: Mapping[str, Hashable] = {}
         self._misfit: Misconfigured | None = None
         self._process: Process | None = None
@@ -152,12 +173,20 @@ class Worker:
         return moving
 
     def _measure(self) -> None:
+        kafka, now = self.app.kafka, time.time()
         lags = dict.fromkeys(set(self.lane_of.values()), 0)
-        for tp, lag in self.app.kafka.lag(self._ends).items():
-            lags[self.lane_of[tp.topic]] += lag
-        for lane, lag in lags.items():
-            telemetry.LAG.labels(self.stage.name, lane).set(lag)
-            telemetry.BUFFERED_BYTES.labels(self.stage.name, lane).set(self.app.kafka.held(lane)[1])
+        ages = dict.fromkeys(lags, 0.0)
+        lag, committed = kafka.lag(self._ends), kafka.committed()
+        for tp, count in lag.items():
+            lags[self.lane_of[tp.topic]] += count
+        behind = {tp: (committed[tp], kafka.waits_since(tp)) for tp, count in lag.items() if count}
+        for tp, since in self._backlog.observe(behind, now).items():
+            lane = self.lane_of[tp.topic]
+            ages[lane] = max(ages[lane], now - since)
+        for lane, count in lags.items():
+            telemetry.LAG.labels(self.stage.name, lane).set(count)
+            telemetry.OLDEST_UNPROCESSED.labels(self.stage.name, lane).set(ages[lane])
+            telemetry.BUFFERED_BYTES.labels(self.stage.name, lane).set(kafka.held(lane)[1])
 
     def _should_move(self) -> Mapping[str, Hashable]:
         return {"the event loop has not turned": self._turns, **self._moving}
@@ -189,6 +218,8 @@ class Worker:
         port = settings.port + GROUPS.index(self.stage.name) if settings.port else 0
         port = telemetry.serve_health(settings.host, port, stuck=self.watchdog.stuck, unready=self.unready)
         wait_for_topics(self.kafka, self.stage.name)
+        if self.standing is not None:
+            until_kafka_answers(self.standing.start, self.stage.name)
         log.info("worker_started", stage=self.stage.name, port=port)
         self._process = Process(self.app, override_logging=False, redirect_stdouts=False, quiet=True)
         self._process.spinner = None
@@ -224,21 +255,29 @@ def wait_for_topics(kafka: KafkaSettings, stage: str) -> None:
     """Wait until a broker answers, as long as it takes; raise Misconfigured when one refuses, or the stage's topics
     aren't there.
     """
+    there = until_kafka_answers(lambda: existing_topics(kafka.confluent()), stage)
+    names = kafka.names
+    its = [topic for topic in BY_NAME.values() if stage in (*topic.read_by, *topic.written_by, *topic.watched_by)]
+    wanted = {names.topic(topic.name) for topic in its}
+    if names.generation and stage in DOCUMENT_STAGES:
+        wanted |= {names.untold(topic.name) for topic in its if topic.name in UNTOLD}
+    missing = sorted(wanted - set(there))
+    if missing:
+        raise Misconfigured(f"Kafka has no topic {', '.join(missing)}: run `headrace topics create`")
+
+
+def until_kafka_answers(ask: Callable[[], T], stage: str) -> T:
+    """What comes of asking, as often as it takes. Raises what says more than that nobody answers."""
     for attempt in Retrying(
         retry=retry_if_exception_type(Transient),
         wait=wait_exponential_jitter(multiplier=0.5, max=15.0),
         before_sleep=lambda state: log.warning(
-            "waiting_for_service", stage=stage, service="kafka", reason=str(state.outcome and state.outcome.exception())
+            "waiting_for_service", stage=stage, server="kafka", reason=str(state.outcome and state.outcome.exception())
         ),
     ):
         with attempt:
-            there = existing_topics(kafka.confluent())
-    wanted = {
-        kafka.names.topic(topic.name) for topic in BY_NAME.values() if stage in (*topic.read_by, *topic.written_by)
-    }
-    missing = sorted(wanted - set(there))
-    if missing:
-        raise Misconfigured(f"Kafka has no topic {', '.join(missing)}: run `headrace topics create`")
+            return ask()
+    raise AssertionError("retries have no end")
 
 
 def build_app(stage: str, kafka: KafkaSettings, worker: WorkerSettings) -> App:
@@ -269,5 +308,5 @@ def build_app(stage: str, kafka: KafkaSettings, worker: WorkerSettings) -> App:
         key_serializer="raw",
         value_serializer="raw",
         web_enabled=False,
-        datadir=str(worker.data_dir / stage),
+        datadir=str(worker.data_dir / kafka.names.group(stage).removeprefix(kafka.group_prefix)),
     )

@@ -1,10 +1,11 @@
 """Runs every benchmark, each in a process of its own, and says which targets are met: `make bench`.
 
-`--quick` takes minutes and shows that they work. `--keep` writes the tables into bench/README.md and
-docs/capacity.md, and the figures and plots into bench/results.
+`--quick` takes minutes and shows that they work. `--keep` writes the tables into bench/README.md,
+docs/capacity.md and docs/operations.md, and the figures and plots into bench/results.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from bench.report import Report, markdown
 from headrace.cli.console import out
 
 HERE = Path(__file__).parent
-PLACES = {"capacity": HERE.parent / "docs" / "capacity.md"}
+DOCS = HERE.parent / "docs"
+PLACES = {"capacity": DOCS / "capacity.md", "scaling": DOCS / "operations.md"}
 """Of the tables that don't stand in the README here."""
-NAMES = ("ingest", "limit", "peers", "freshness", "query", "scale", "stages", "gpu", "capacity")
+NAMES = ("ingest", "limit", "peers", "freshness", "query", "scale", "stages", "scaling", "gpu", "capacity")
 
 
 def main() -> None:
@@ -57,9 +59,10 @@ def _keep(names: list[str], folder: Path) -> None:
         file = folder / f"{name}.json"
         if not file.is_file():  # One that found nothing to measure here, and has said so.
             continue
-        tables = markdown(msgspec.json.decode(file.read_bytes(), type=Report))
-        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         page = PLACES.get(name, HERE / "README.md")
+        plots = os.path.relpath(folder, page.parent)
+        tables = markdown(msgspec.json.decode(file.read_bytes(), type=Report), plots)
+        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         text = page.read_text()
         if not between.search(text):
             sys.exit(f"{page.name} has no place for {name}: <!-- {name} --> and <!-- end of {name} -->")

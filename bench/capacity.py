@@ -2,15 +2,16 @@
 
 Generated documents go through the pipeline with the static encoder; counted are the records and bytes on each topic,
 the CPU of each worker and of each server, and what the stores hold afterwards. The encoders' own rates and those of
-questions come from the kept figures of `ingest` and `query` (in --out, or bench/results). The rest is arithmetic:
-docs/capacity.md says what follows from it.
+questions come from the kept figures of `ingest` and `query`, and what a pod clears from those of `stages` (in --out, or
+bench/results). The rest is arithmetic: docs/capacity.md says what follows from it.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,12 +23,16 @@ from opensearchpy import OpenSearch
 from bench import report, text
 from bench.deployment import STATIC, Deployment, Silent, deployment
 from bench.ingest import DEFAULT, INT8
+from bench.keda import Scaled, scaled_objects
+from bench.overlays import K8S, Objects, built, kustomize
 from bench.report import Options, Report, Table, spread
 from headrace.cli.publishing import publish
+from headrace.config import load_settings
 from headrace.wiring import build_encoder
+from schemas.batches import CHUNKS_PER_BATCH
 from schemas.document import Document
 from schemas.wire import decode
-from topics.table import DOCUMENT_STAGES, TOPICS
+from topics.table import DOCUMENT_STAGES, GROUPS, TOPICS
 
 NAME = "capacity"
 RESULTS = Path(__file__).parent / "results"
@@ -45,6 +50,10 @@ many links as M on the lowest layer."""
 LOADS = (1, 10, 100)
 """Gigabytes of text an hour."""
 QUESTIONS_PER_S = 1_000
+KEPT = ("ingest", "query", "stages")
+WAITS_S = (10, 60)
+"""How long a message may wait for a stage: on the urgent lane, and in bulk."""
+LAGS = (1, 1_000, 10_000, 100_000, 1_000_000)
 BUSY = 0.7
 """Of a core, where a worker is counted as full: the rest is room for a peak and for catching up."""
 
@@ -73,15 +82,25 @@ def run(options: Options) -> Report:
     with deployment(STATIC) as deployed:
         cost = _measured(deployed, count)
         dimension = build_encoder(deployed.settings).identity.dimension
-    kept = {name: found for name in ("ingest", "query") if (found := _kept(name, options.out)) is not None}
-    lacking = [f"No kept figures of {name}: its rows are left out." for name in ("ingest", "query") if name not in kept]
+    kept = {name: found for name in KEPT if (found := kept_figures(name, options.out)) is not None}
+    lacking = [f"No kept figures of {name}: its rows are left out." for name in KEPT if name not in kept]
+    if kustomize() is None:
+        lacking.append("No kustomize, kubectl or Go: what a pod clears, and the pods that a lag gets, are left out.")
     return Report(
         name=NAME,
         what="What a gigabyte of text and a thousand questions cost each part of a deployment.",
-        tables=[_of_a_gigabyte(cost, dimension), _topics(cost), _needs(cost, kept), *_questions(kept)],
+        tables=tables(cost, dimension, kept),
         figures={"cost": cost, "dimension": dimension},
         notes=lacking,
     )
+
+
+def tables(cost: Cost, dimension: int, kept: Mapping[str, dict[str, Any]]) -> list[Table]:
+    found = [_of_a_gigabyte(cost, dimension), _topics(cost), _needs(cost, kept), *_questions(kept)]
+    if kustomize() is None:
+        return found
+    objects, _ = built(K8S / "base")
+    return [*found, _clears(cost, kept, objects), _pods_of_lags(scaled_objects(objects))]
 
 
 def _measured(deployed: Deployment, count: int) -> Cost:
@@ -179,7 +198,7 @@ def _cpu_s(pid: int) -> float:
     return sum(map(int, stat.rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
-def _kept(name: str, folder: Path | None) -> dict[str, Any] | None:
+def kept_figures(name: str, folder: Path | None = None) -> dict[str, Any] | None:
     """The figures of the last run of another benchmark."""
     for place in (folder, RESULTS):
         file = place and place / f"{name}.json"
@@ -254,12 +273,9 @@ def _needs(cost: Cost, kept: Mapping[str, dict[str, Any]]) -> Table:
 
 
 def _questions(kept: Mapping[str, dict[str, Any]]) -> list[Table]:
-    """Of the rounds with the most questions in flight, in which the machine has nothing left to give."""
-    cells = [cell for cell in kept.get("query", {}).get("cells", ()) if not cell["rerank"]]
-    if not cells:
+    rounds = _fullest(kept)
+    if not rounds:
         return []
-    most = max(cell["in_flight"] for cell in cells)
-    [rounds] = [cell["rounds"] for cell in cells if cell["in_flight"] == most and cell["side"] == "Kafka"]
     questions = sum(one["questions"] for one in rounds)
     all_s = sum(one["seconds"] for one in rounds) * (os.cpu_count() or 1)
     worker_s, client_s = (sum(one["cpu_s"][side] for one in rounds) for side in ("worker", "here"))
@@ -273,7 +289,97 @@ def _questions(kept: Mapping[str, dict[str, Any]]) -> list[Table]:
         for name, used_s in parts.items()
     ]
     columns = ["", "CPU ms a question", f"cores for {QUESTIONS_PER_S:,} a second, {BUSY:.0%} busy"]
-    return [Table(f"Questions, {most} in flight", columns, rows)]
+    return [Table(f"Questions, {_most_in_flight(kept)} in flight", columns, rows)]
+
+
+def _fullest(kept: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rounds with the most questions in flight, in which the machine has nothing left to give."""
+    most = _most_in_flight(kept)
+    cells = kept.get("query", {}).get("cells", ())
+    found = [cell["rounds"] for cell in cells if (cell["in_flight"], cell["side"]) == (most, "Kafka")]
+    return next(iter(found), [])
+
+
+def _most_in_flight(kept: Mapping[str, dict[str, Any]]) -> int:
+    """Without the reranker."""
+    cells = kept.get("query", {}).get("cells", ())
+    return max((cell["in_flight"] for cell in cells if not cell["rerank"]), default=0)
+
+
+def pod_rates(cost: Cost, kept: Mapping[str, dict[str, Any]], objects: Objects) -> dict[str, float]:
+    """Messages a second of a pod that is as busy as `BUSY` says, by stage, of what was measured.
+
+    A pod is sure of the cores that it asks for and no more, and one process does not get beyond what it did alone.
+    """
+    rates = {}
+    for stage, cores in _cores_asked_for(objects).items():
+        if stage == "embed":
+            rounds = kept.get("ingest", {}).get("rounds", {}).get(DEFAULT, [])
+            per_core = [one["chunks"] / one["bare"]["cpu_s"] / cost.chunks * cost.documents for one in rounds]
+            alone = [math.inf] * len(per_core)  # torch has as many threads as the pod has cores.
+        elif stage == "query":
+            rounds = _fullest(kept)
+            per_core = [one["questions"] / one["cpu_s"]["worker"] for one in rounds]
+            alone = [one["per_s"] for one in rounds]
+        else:
+            rounds = kept.get("stages", {}).get("rounds", {}).get(stage, [])
+            per_core = [one["messages"] / one["cpu_s"] for one in rounds]
+            alone = [one["messages"] / one["seconds"] for one in rounds]
+        if rounds:
+            rates[stage] = BUSY * min(cores * spread(per_core).median, spread(alone).median)
+    return rates
+
+
+def _cores_asked_for(objects: Objects) -> dict[str, float]:
+    pods = {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in objects if o["kind"] == "Deployment"}
+    asked = {stage: pods[f"headrace-{stage}"]["containers"][0]["resources"]["requests"]["cpu"] for stage in GROUPS}
+    return {
+        stage: int(cpu.removesuffix("m")) / 1000 if cpu.endswith("m") else float(cpu) for stage, cpu in asked.items()
+    }
+
+
+def _clears(cost: Cost, kept: Mapping[str, dict[str, Any]], objects: Objects) -> Table:
+    cores = _cores_asked_for(objects)
+    long = cost.chunks / cost.documents / CHUNKS_PER_BATCH
+    rows = [
+        [
+            stage,
+            f"{cores[stage]:g}",
+            f"{rate:,.0f}",
+            *(f"{rate * wait_s:,.0f}" for wait_s in WAITS_S),
+            "" if stage in {"chunk", "query"} else f"{rate * long:,.1f}",
+        ]
+        for stage, rate in pod_rates(cost, kept, objects).items()
+    ]
+    columns = [
+        "stage",
+        "cores of a pod",
+        f"messages/s, {BUSY:.0%} busy",
+        *(f"in {wait_s} s" for wait_s in WAITS_S),
+        f"messages/s of {CHUNKS_PER_BATCH} chunks",
+    ]
+    return Table(f"What a pod clears, of messages with {cost.chunks / cost.documents:.1f} chunks", columns, rows)
+
+
+def _pods_of_lags(scaled: Sequence[Scaled]) -> Table:
+    """One trigger's lag, and none of the other lane's."""
+    partitions = load_settings().kafka.partitions
+    by_stage = {one.target.removeprefix("headrace-"): one for one in scaled}
+    rows = []
+    for stage in GROUPS:
+        one = by_stage[stage]
+        for place, trigger in enumerate(one.triggers):
+            pods = []
+            for lag in LAGS:
+                lags = [lag if number == place else 0 for number in range(len(one.triggers))]
+                told = [
+                    other.reported({number: (0, 0 if number else behind) for number in range(partitions)})
+                    for other, behind in zip(one.triggers, lags, strict=True)
+                ]
+                pods.append(one.pods(told, current=0))
+            rows.append([f"{stage}, {trigger.name}", f"{trigger.lag_threshold:,}", *map(str, pods)])
+    columns = ["stage, trigger", "`lagThreshold`", *(f"{lag:,}" for lag in LAGS)]
+    return Table("Pods that a lag of so many messages gets, by `k8s/base`", columns, rows)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,7 @@ class Deployment:
                 time.sleep(0.1)
 
     def metrics(self, stage: str) -> Samples:
-        page = scrape(worker_url(self.settings, stage, "/metrics")) or ""
-        families = text_string_to_metric_families(page)
-        return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
+        return samples(scrape(worker_url(self.settings, stage, "/metrics")) or "")
 
     def memory(self, stage: str) -> tuple[int, int]:
         """Resident bytes of the process, now and at their peak."""
@@ -125,6 +123,12 @@ def deployment(environment: Mapping[str, str] | None = None) -> Iterator[Deploym
         finally:
             deployed.stop()
             _delete(settings)
+
+
+def samples(page: str) -> Samples:
+    """Of a worker's /metrics."""
+    families = text_string_to_metric_families(page)
+    return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:

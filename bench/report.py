@@ -77,13 +77,17 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Plot(msgspec.Struct, frozen=True):
-    """Curves over one x-axis: by their names, the points in the order of x."""
+    """Curves over one x-axis: by their names, the points in the order of x. `below` are steps over the same x-axis, in
+    a narrower field with a y-axis of its own.
+    """
 
     title: str
     x: str
     y: str
     lines: dict[str, list[tuple[float, float]]]
     log_x: bool = False
+    below: dict[str, list[tuple[float, float]]] = {}
+    y_below: str = ""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,8 +183,8 @@ def plot_file(report: Report, place: int) -> str:
     return f"{report.name}{'' if place == 0 else f'-{place + 1}'}.png"
 
 
-def markdown(report: Report) -> str:
-    """The report as it stands in bench/README.md; its plots are beside it."""
+def markdown(report: Report, plots: str = "results") -> str:
+    """The report as it stands in a document; its plots are in that folder, as the document names it."""
     lines = [
         f"```\n{report.command}\n```",
         "",
@@ -195,7 +199,7 @@ def markdown(report: Report) -> str:
     for note in report.notes:
         lines += [note, ""]
     for place, plot in enumerate(report.plots):
-        lines += [f"![{plot.title}](results/{plot_file(report, place)})", ""]
+        lines += [f"![{plot.title}]({plots}/{plot_file(report, place)})", ""]
     return "\n".join(lines)
 
 
@@ -205,16 +209,28 @@ def draw(plot: Plot, file: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, points in plot.lines.items():
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=3, label=name)
-    axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
-    if plot.log_x:
-        axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    if len(plot.lines) > 1:
-        axes.legend()
+    fields = [(plot.lines, plot.y), *([(plot.below, plot.y_below)] if plot.below else [])]
+    figure, grid = plt.subplots(
+        len(fields),
+        figsize=(7, 4),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+        height_ratios=[3, 2][: len(fields)],
+    )
+    for place, ((lines, y), [axes]) in enumerate(zip(fields, grid, strict=True)):
+        for name, points in lines.items():
+            how = {"drawstyle": "steps-post"} if place else {"marker": "o", "markersize": 3}
+            axes.plot([x for x, _ in points], [y for _, y in points], label=name, **how)
+        axes.set(ylabel=y)
+        if plot.log_x:
+            axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend()
+    grid[0][0].set(title=plot.title)
+    grid[-1][0].set(xlabel=plot.x)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

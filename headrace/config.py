@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -30,12 +30,26 @@ from headrace.rerank.settings import RerankSettings
 from headrace.retrieval.settings import RetrievalSettings
 from headrace.serving.settings import QuerySettings
 from headrace.stores.settings import StoreSettings
+from headrace.tracing import TracingSettings
+from schemas.generations import FIRST, GENERATION_PATTERN
 from topics.settings import KafkaSettings
 
 ENV_PREFIX = "HEADRACE_"
 CONFIG_VARIABLE = "HEADRACE_CONFIG"
 SECRETS_VARIABLE = "HEADRACE_SECRETS"
 DEFAULT_FILE = "headrace.toml"
+
+
+class GenerationSettings(BaseModel):
+    """Which generation of collections and indexes this process works for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=rf"^{GENERATION_PATTERN}$")] = FIRST
+    """The first one has no name; those after it are numbered from 2. Topics between the stages, consumer groups,
+    collections and indexes are named after it."""
+    rate: Annotated[float, Field(ge=0)] = 0.0
+    """Documents a second that a `chunk` worker takes at most while its generation is not live; 0 is no limit."""
 
 
 class WorkerSettings(BaseModel):
@@ -70,6 +84,13 @@ class LogSettings(BaseModel):
     """`auto` is for people on a terminal and JSON elsewhere."""
 
 
+class MetricsSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tenants: Annotated[int, Field(ge=0, le=1000)] = 20
+    """Tenants that a worker counts by name: the first ones that it sees. The rest are counted together as `other`."""
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -77,6 +98,8 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
     )
 
+    generation: GenerationSettings = GenerationSettings()
+    """Before what is named after it."""
     kafka: KafkaSettings = KafkaSettings()
     stores: StoreSettings = StoreSettings()
     encoder: EncoderSettings = EncoderSettings()
@@ -88,7 +111,31 @@ class Settings(BaseSettings):
     query: QuerySettings = QuerySettings()
     worker: WorkerSettings = WorkerSettings()
     log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     local: LocalStackSettings = LocalStackSettings()
+
+    @field_validator("kafka", "stores", mode="after")
+    @classmethod
+    def _named_after_the_generation(cls, section: Any, info: ValidationInfo) -> Any:
+        return section.of_generation(info.data.get("generation", GenerationSettings()).name)
+
+    def of_generation(self, name: str, vectors: Mapping[str, Any] | None = None) -> "Settings":
+        """The same for another generation, of an encoder that makes these vectors (as `GenerationInfo.encoder` has
+        them). Raises Misconfigured where no encoder of this version does.
+        """
+        try:
+            encoder = self.encoder if vectors is None else self.encoder.of_vectors(vectors)
+        except ValueError as exc:
+            raise Misconfigured(f"generation {name or 1}: impossible encoder: {exc}") from exc
+        return self.model_copy(
+            update={
+                "generation": self.generation.model_copy(update={"name": name}),
+                "kafka": self.kafka.of_generation(name),
+                "stores": self.stores.of_generation(name),
+                "encoder": encoder,
+            }
+        )
 
     @model_validator(mode="after")
     def _overlap_is_sparing(self) -> "Settings":

@@ -3,18 +3,27 @@
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from importlib.metadata import version
 from socketserver import ThreadingMixIn
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeAlias
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, make_wsgi_app
 
-from headrace.errors import Misconfigured
+from headrace import tracing
+from headrace.errors import Misconfigured, Transient
+
+# A series more for each series, which says when it began; `rate` needs none.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MILLISECONDS = (5, 10, 25, 50, 75, 100, 150, 250, 500, 1000, 2500, 5000, 10000)
+LONG_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 MESSAGES = Counter(
@@ -29,6 +38,15 @@ BATCH_MESSAGES = Histogram("headrace_batch_messages", "Messages in a batch", ["s
 IN_HAND = Gauge("headrace_in_hand_messages", "Messages taken and not acked", ["stage"])
 BUFFERED_BYTES = Gauge("headrace_buffered_bytes", "Record bytes fetched and not acked", ["stage", "lane"])
 LAG = Gauge("headrace_consumer_lag_messages", "Messages from the committed position to the end", ["stage", "lane"])
+OLDEST_UNPROCESSED = Gauge(
+    "headrace_oldest_unprocessed_seconds", "Age of the oldest record that is not done, 0 without lag", ["stage", "lane"]
+)
+FRESHNESS = Histogram(
+    "headrace_freshness_seconds",
+    "From a document record's timestamp until its version is live and its event confirmed",
+    ["lane"],
+    buckets=LONG_SECONDS,
+)
 RETRIES = Counter("headrace_retries", "Tries again because a server was away or overloaded", ["stage", "service"])
 WAITING = Gauge("headrace_waiting", "1 while a stage waits for a server", ["stage", "service"])
 DEAD_LETTERS = Counter("headrace_dead_letters", "Messages sent to documents.dead", ["stage", "code"])
@@ -37,6 +55,25 @@ STANDSTILL = Gauge(
     "headrace_standstill_seconds", "For how long something that should move has not: it ends the worker", ["stage"]
 )
 REBALANCES = Counter("headrace_rebalances", "Times that the consumer group gave this worker its partitions", ["stage"])
+ENCODER_TOKENS = Counter("headrace_encoder_tokens", "Tokens that the encoder has read, without padding")
+ENCODER_SECONDS = Counter("headrace_encoder_seconds", "Seconds in which the encoder had something to read")
+# Labelled by device so that they have no samples where there is none: a 0 would say that it is idle.
+GPU_MEMORY = Gauge(
+    "headrace_gpu_memory_bytes",
+    "Memory of the encoder's GPU: total, used, and reserved by this process",
+    ["device", "kind"],
+)
+GPU_UTILIZATION = Gauge(
+    "headrace_gpu_utilization_ratio", "Share of the last moment in which the encoder's GPU was busy", ["device"]
+)
+TENANT_DOCUMENTS = Counter(
+    "headrace_tenant_documents", "Documents and deletions that were taken in, of the first tenants", ["tenant"]
+)
+TENANT_QUESTIONS = Counter("headrace_tenant_questions", "Questions that were asked, of the first tenants", ["tenant"])
+QUERY_SECONDS = Histogram(
+    "headrace_query_seconds", "Time of each step of a question that got an answer", ["step"], buckets=SECONDS
+)
+ANSWERS = Counter("headrace_answers", "Replies, those that carry an error included")
 ANSWER_ERRORS = Counter("headrace_answer_errors", "Replies that carry an error", ["code"])
 BREAKER_OPEN = Gauge("headrace_breaker_open", "1 while a server that failed is not asked", ["service"])
 LLM_REQUESTS = Counter("headrace_llm_requests", "Calls of the language model, by how they ended", ["model", "outcome"])
@@ -64,22 +101,61 @@ SEARCH_LATENCY_MS = Histogram(
     "search_latency_ms", "From taking a query to its reply, in milliseconds", buckets=MILLISECONDS
 )
 EMBEDDING_QPS = Gauge("embedding_qps", "Texts embedded a second, over the last batch")
+BUILD_INFO = Gauge("headrace_build_info", "1, with the version that runs", ["version"])
+BUILD_INFO.labels(version("headrace")).set(1)
+
+OTHER = "other"
+LIBRARY_MESSAGE_CHARACTERS = 500
 
 
-def configure_logging(level: str, log_format: str) -> None:
-    """One line an event on stderr: for people where that is a terminal and `log_format` is `auto`, else JSON."""
+class Firsts:
+    """The label of a value that anybody may choose: itself for the first so many that are seen, `other` for the rest.
+
+    Thread-safe. A series is never taken back, so counters only grow.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._seen: set[str] = set()
+        self._lock = threading.Lock()
+
+    def label(self, value: str) -> str:
+        if value in self._seen:
+            return value
+        with self._lock:
+            if value not in self._seen and len(self._seen) >= self.most:
+                return OTHER
+            self._seen.add(value)
+        return value
+
+
+tenants = Firsts(20)
+"""Of this process; `most` is set from `metrics.tenants`."""
+
+ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+def configure_logging(level: str, log_format: str, service: str) -> None:
+    """One line an event on stderr: for people where that is a terminal and `log_format` is `auto`, else JSON.
+
+    `service` is on every line, and so is what is bound to the context (structlog.contextvars). Of an exception whose
+    words are not headrace's own only types and places are told: those words may quote what was being worked on.
+    """
+
+    def add_service(_logger: Any, _method: str, event: Any) -> Any:
+        event["service"] = service
+        return event
+
     for_people = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_service,
+        _add_trace,
     ]
-    renderers: list[Any] = (
-        [structlog.dev.ConsoleRenderer()]
-        if for_people
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
+    renderer = structlog.dev.ConsoleRenderer() if for_people else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -89,12 +165,22 @@ def configure_logging(level: str, log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.PositionalArgumentsFormatter()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+            foreign_pre_chain=[*shared, _library_message],
+            use_get_message=False,
+            pass_foreign_args=True,
+            processors=[
+                structlog.processors.ExceptionRenderer(without_words),
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                renderer,
+            ],
         )
     )
     handler.addFilter(_Seldom("aiokafka", seconds=30.0))
+    handler.addFilter(_Seldom("opentelemetry", seconds=30.0))
     logging.basicConfig(handlers=[handler], level=level, force=True)
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _log_crash
+    threading.excepthook = lambda ended: _log_crash(ended.exc_type, ended.exc_value, ended.exc_traceback)
     # Libraries that tell of every connection and request; their warnings stay.
     for name in (
         "agents.transport",
@@ -112,6 +198,49 @@ def configure_logging(level: str, log_format: str) -> None:
         "sentence_transformers",
     ):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+def without_words(exc_info: ExcInfo) -> str:
+    """Types and places of an exception and of those behind it, innermost first; and what an exception says where
+    that is headrace's own or the operating system's.
+    """
+    return "".join(_told(exc_info[1]))
+
+
+def _told(exc: BaseException) -> Iterator[str]:
+    behind = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    if behind is not None:
+        yield from _told(behind)
+    for one in exc.exceptions if isinstance(exc, BaseExceptionGroup) else ():
+        yield from _told(one)
+    yield from traceback.format_tb(exc.__traceback__)
+    said = f": {exc}" if isinstance(exc, Misconfigured | Transient | OSError) else ""
+    yield f"{type(exc).__module__}.{type(exc).__qualname__}{said}\n"
+
+
+def _library_message(_logger: Any, _method: str, event: Any) -> Any:
+    """What a library logs has words in the place of a name, and often a value behind a line break."""
+    message, args = event["event"], event.pop("positional_args")
+    if isinstance(args, tuple):
+        args = tuple(type(arg).__name__ if isinstance(arg, BaseException) else arg for arg in args)
+    with suppress(TypeError, ValueError, KeyError):  # A library's own mistake: it is told as it stands.
+        message = message % args if args else message
+    event["message"] = message.strip().partition("\n")[0][:LIBRARY_MESSAGE_CHARACTERS]
+    event["event"] = "library_message"
+    return event
+
+
+def _add_trace(_logger: Any, _method: str, event: Any) -> Any:
+    ids = tracing.current().ids
+    if ids is not None:
+        event["trace_id"], event["span_id"] = ids
+    return event
+
+
+def _log_crash(kind: type[BaseException], exc: BaseException | None, where: TracebackType | None) -> None:
+    if exc is None or issubclass(kind, KeyboardInterrupt | SystemExit):
+        return
+    structlog.get_logger("headrace").critical("crashed", exc_info=(kind, exc, where))
 
 
 class _Seldom(logging.Filter):

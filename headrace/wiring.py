@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from headrace import encoders, llm
+from headrace import encoders, llm, tracing
 from headrace.auth import Authenticator, Keys, KeySource, keys_in_file, keys_of_server
 from headrace.chunking import TokenCounter, check_chunking, load_tokenizer
 from headrace.config import Settings
@@ -12,9 +12,10 @@ from headrace.llm import LanguageModel
 from headrace.rerank import Reranker
 from headrace.retrieval import Retriever, StoreTimeouts
 from headrace.reuse import TIMEOUT_S, VectorReuse
-from headrace.serving import Answerer
+from headrace.serving import Answerer, Corpora, Corpus, OneCorpus
 from headrace.stores.manifests import OpenSearchManifestStore
 from headrace.stores.opensearch import OpenSearchTextStore
+from headrace.tracing import Tracer
 
 if TYPE_CHECKING:
     from headrace.stores.milvus import MilvusStore
@@ -76,12 +77,16 @@ def build_reranker(settings: Settings) -> Reranker | None:
 
 
 def build_retriever(settings: Settings) -> Retriever:
+    return _retriever(settings, build_reranker(settings))
+
+
+def _retriever(settings: Settings, reranker: Reranker | None) -> Retriever:
     stores = settings.stores
     return Retriever(
         build_vectors(settings),
         build_texts(settings),
         settings.retrieval,
-        reranker=build_reranker(settings),
+        reranker=reranker,
         rerank=settings.rerank,
         timeouts=StoreTimeouts(milvus=stores.milvus.search_timeout_s, opensearch=stores.opensearch.search_timeout_s),
     )
@@ -92,10 +97,15 @@ def build_language_model(settings: Settings) -> LanguageModel | None:
     return llm.build(settings.llm)
 
 
-def build_answerer(settings: Settings) -> Answerer:
+def build_corpus(settings: Settings, reranker: Reranker | None) -> Corpus:
+    """Of the generation that is set. Loads the encoder's model; the reranker's is shared with other generations."""
+    return Corpus(_retriever(settings, reranker), build_encoder(settings))
+
+
+def build_answerer(settings: Settings, corpora: Corpora | None = None) -> Answerer:
+    """Without `corpora` it answers from the generation that is set, whichever is live."""
     return Answerer(
-        retriever=build_retriever(settings),
-        encoder=build_encoder(settings),
+        corpora=corpora if corpora is not None else OneCorpus(build_corpus(settings, build_reranker(settings))),
         model=build_language_model(settings),
         authenticator=build_authenticator(settings),
         retrieval=settings.retrieval,
@@ -118,3 +128,8 @@ def build_authenticator(settings: Settings) -> Authenticator | None:
     if auth.jwks_url is None:
         keys.load()
     return Authenticator(auth, keys)
+
+
+def build_tracer(settings: Settings, stage: str) -> Tracer:
+    """One that records nothing where tracing is off. Raises Misconfigured where a certificate can't be used."""
+    return tracing.build_tracer(settings.tracing, f"headrace-{stage}", settings.worker.instance_id)

@@ -7,6 +7,7 @@ from schemas.batches import Attributes, Batch, Chunk, ChunkBatch, EmbeddingBatch
 from schemas.document import Chunking, Deletion, Document, MetadataValue, Strategy
 from schemas.encoder import EncoderIdentity
 from schemas.event import DocumentEvent, EventError, Status
+from schemas.generations import GenerationInfo, Generations
 from schemas.key import Key, parse_key
 from schemas.manifest import Intake, Live, Manifest, Pending, Span, Sweep
 from schemas.query import (
@@ -50,6 +51,8 @@ __all__ = [
     "EventError",
     "Explanation",
     "Fusion",
+    "GenerationInfo",
+    "Generations",
     "Highlight",
     "Hit",
     "HitScores",

@@ -45,7 +45,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Up to 64 consecutive chunks of one revision: ordinals `first` to `first + len(chunks)`, of `total`.
 
-    A deletion, and a document without any text, is one batch with `total` 0.
+    A deletion, and a document without any text, is one batch with `total` 0. `published` is the timestamp of the
+    document's record (Unix ms), where freshness is to be measured from it.
     """
 
     tenant: str
@@ -56,6 +57,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     attributes: Attributes
     chunks: list[Chunk]
     deleted: bool = False
+    published: int | None = None
 
     @property
     def key(self) -> Key:
@@ -90,7 +92,9 @@ class EmbeddingBatch(Batch, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """`store` holds the rows `first` to `first + count` of this revision, which has `total`."""
+    """`store` holds the rows `first` to `first + count` of this revision, which has `total`. `published` is as in the
+    batch, `urgent` says that it came on the fast path.
+    """
 
     tenant: str
     doc_id: str
@@ -100,6 +104,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     first: int
     count: int
     deleted: bool = False
+    published: int | None = None
+    urgent: bool = False
 
     @property
     def key(self) -> Key:

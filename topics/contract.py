@@ -11,7 +11,18 @@ from typing import Any
 
 import msgspec
 
-from schemas import Answer, ChunkBatch, Delta, Document, DocumentEvent, EmbeddingBatch, Query, Receipt, Settlement
+from schemas import (
+    Answer,
+    ChunkBatch,
+    Delta,
+    Document,
+    DocumentEvent,
+    EmbeddingBatch,
+    Generations,
+    Query,
+    Receipt,
+    Settlement,
+)
 from schemas.document import Deletion
 from schemas.key import DOC_ID_MAX_BYTES, TENANT_PATTERN
 from topics.fields import ABOUT, FIELDS
@@ -31,6 +42,7 @@ MESSAGES: tuple[type[msgspec.Struct], ...] = (
     Receipt,
     DocumentEvent,
     Settlement,
+    Generations,
     Query,
     Answer,
     Delta,
@@ -68,6 +80,7 @@ def asyncapi() -> Json:
         "channels": {topic.name: _channel(topic) for topic in TOPICS} | {_REPLY_TO: _requested_replies()},
         "operations": {
             **{f"{stage}.receive.{topic.name}": _receive(stage, topic, names) for stage, topic in _reads()},
+            **{f"{stage}.receive.{topic.name}": _watch(stage, topic) for stage, topic in _watches()},
             **{f"{stage}.send.{topic.name}": _send(stage, topic) for stage, topic in _writes()},
         },
         "components": {"messages": _messages(), "schemas": _components(MESSAGES, "#/components/schemas/{name}")},
@@ -216,7 +229,8 @@ def _channel(topic: Topic) -> Json:
         "title": topic.name,
         "summary": topic.summary,
         "description": (
-            f"Written by {', '.join(topic.written_by)}; read by {', '.join(topic.read_by)}. Key: {topic.key}."
+            f"Written by {', '.join(topic.written_by)}; read by {', '.join((*topic.read_by, *topic.watched_by))}. "
+            f"Key: {topic.key}."
         ),
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in _message_names(topic)},
         "bindings": {
@@ -256,6 +270,10 @@ def _reads() -> list[tuple[str, Topic]]:
     return [(stage, topic) for topic in TOPICS for stage in topic.read_by if stage in GROUPS]
 
 
+def _watches() -> list[tuple[str, Topic]]:
+    return [(stage, topic) for topic in TOPICS for stage in topic.watched_by]
+
+
 def _writes() -> list[tuple[str, Topic]]:
     return [(stage, topic) for topic in TOPICS for stage in topic.written_by if stage in GROUPS]
 
@@ -282,6 +300,15 @@ def _receive(stage: str, topic: Topic, names: Names) -> Json:
             "messages": [{"$ref": f"#/channels/{_REPLY_TO}/messages/{name}"} for name in ("Answer", "Delta")],
         }
     return operation
+
+
+def _watch(stage: str, topic: Topic) -> Json:
+    """Without a group: each worker reads all of it."""
+    return {
+        "action": "receive",
+        "channel": {"$ref": f"#/channels/{topic.name}"},
+        "summary": f"Every worker of {stage} reads {topic.name}.",
+    }
 
 
 def _send(stage: str, topic: Topic) -> Json:
@@ -326,10 +353,25 @@ def _messages() -> dict[str, Json]:
             "bindings": _key_binding(_any_key("The original key, byte for byte.")),
         },
         "Settlement": _message(Settlement, letter, "What was decided about a dead letter."),
+        "Generations": _message(
+            Generations,
+            {"type": "string", "description": "The one record, on partition 0.", "enum": ["generations"]},
+            "Which generation answers, and which one tells.",
+        ),
         "Query": _message(Query, request, "A question."),
         "Answer": _message(Answer, reply, "The reply, whole."),
         "Delta": _message(Delta, reply, "A piece of a streamed answer, between its hits and its end."),
     }
+    for name in ("Document", "Deletion", "Tombstone"):
+        messages[name]["headers"] = {
+            "type": "object",
+            "properties": _trace_headers("The producer's trace, which all that follows from the record belongs to."),
+        }
+    for name in ("ChunkBatch", "EmbeddingBatch", "Receipt", "DocumentEvent"):
+        messages[name]["headers"] = {
+            "type": "object",
+            "properties": _trace_headers("The document's trace."),
+        }
     messages["Query"]["headers"] = _request_headers()
     for name in ("Answer", "Delta"):
         messages[name]["headers"] = _reply_headers()
@@ -391,10 +433,16 @@ def _request_headers() -> Json:
             ),
             "headrace.deadline": _text("Unix milliseconds in decimal digits; a request past it is not worked on.")
             | {"pattern": "^[0-9]+$"},
-            "traceparent": _text("W3C trace context. Reserved: not used by this version."),
-            "tracestate": _text("W3C trace context. Reserved: not used by this version."),
+            **_trace_headers("The asker's trace, which the answer belongs to."),
             "authorization": _text("Credentials. Reserved: not used by this version."),
         },
+    }
+
+
+def _trace_headers(whose: str) -> Json:
+    return {
+        "traceparent": _text(f"W3C trace context. {whose}"),
+        "tracestate": _text("W3C trace context: what goes with `traceparent`; up to 512 bytes."),
     }
 
 
@@ -405,6 +453,7 @@ def _reply_headers() -> Json:
         "properties": {
             **_both_sets("kafka_correlationId", "REPLY_CORRELATION_ID", _bytes("The request's.")),
             "headrace.error": _text("The error's code; only where the answer is an error."),
+            **_trace_headers("The request's trace, or the one that began with it."),
             "stream-id": _text("The same on all messages of one streamed answer."),
             "stream-index": _text("From 0: first the hits, then the pieces of the text, last the whole answer."),
             "stream-last-message": _text("Whether this one ends the stream.") | {"enum": ["true", "false"]},

@@ -22,6 +22,8 @@ from schemas import (
     EventError,
     Explanation,
     Fusion,
+    GenerationInfo,
+    Generations,
     Highlight,
     Hit,
     HitScores,
@@ -49,6 +51,10 @@ _CONFIDENCE = "The producer's confidence in the source, from 0 to 1."
 _TAGS = "The document's tags."
 _METADATA = "The document's metadata."
 _REVISION = "The version of the document, as it is processed."
+_PUBLISHED = (
+    "The timestamp of the document's record, in Unix milliseconds, where freshness is measured from it. Null where "
+    "that would say nothing: a record that was a day old when it was first read, or a dead letter that was replayed."
+)
 _BATCH = {
     "tenant": _TENANT,
     "doc_id": _DOC_ID,
@@ -58,6 +64,7 @@ _BATCH = {
     "attributes": "What the document says of itself beside its text.",
     "chunks": "Consecutive chunks, in order.",
     "deleted": "This version is the end of the document.",
+    "published": _PUBLISHED,
 }
 
 ABOUT: dict[type[msgspec.Struct], str] = {
@@ -147,6 +154,8 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "first": "The ordinal of the first chunk that this receipt is for.",
         "count": "How many chunks it is for.",
         "deleted": "This version is the end of the document.",
+        "published": _PUBLISHED,
+        "urgent": "Whether they came on the fast path.",
     },
     DocumentEvent: {
         "status": (
@@ -173,6 +182,24 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "at": "When, RFC 3339.",
         "run": "The run of `headrace dead` that decided it.",
         "reason": "Why, in words; null where nobody said.",
+    },
+    Generations: {
+        "live": "The generation that questions are answered from. The first one's name is empty.",
+        "telling": "The generation whose events and dead letters everybody sees; null, for some seconds, for none.",
+        "held": "Generations whose `commit` begins no batch.",
+        "known": "The generations that there are, by name; the first one is here only beside others.",
+        "previous": "The generation that was live before; null where there was none.",
+        "lease_s": "For how many seconds a worker goes by this record after it has asked for it.",
+        "phase": "How far `headrace reindex` has got; `done` when nothing is under way.",
+        "marks": (
+            "Offsets, by topic and partition: what of the new generation's own events and dead letters is still to be "
+            "told lies at or after them."
+        ),
+    },
+    GenerationInfo: {
+        "encoder": "The settings of the encoder that made its vectors, without secrets.",
+        "since": "When it was begun, RFC 3339.",
+        "state": "What is to be said of it, in words.",
     },
     Query: {
         "query": "The question, or what to look for.",

@@ -8,7 +8,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from headrace.errors import Misconfigured
 from topics.reaching import check_token, metadata
-from topics.table import TOPICS, Names, Topic
+from topics.table import BY_NAME, TOPICS, UNTOLD, Names, Topic
 
 
 def topic_config(topic: Topic) -> dict[str, str]:
@@ -39,21 +39,32 @@ def create_topics(
 ) -> list[str]:
     """Create the topics that are missing and return their names. Safe to call from several places at once.
 
-    Raises Transient when no broker answers, Misconfigured when one refuses.
+    A generation after the first one gets those for what it doesn't tell as well. Raises Transient when no broker
+    answers, Misconfigured when one refuses.
     """
+    wanted = {names.topic(topic.name): topic for topic in topics}
+    if names.generation:
+        wanted |= {names.untold(name): BY_NAME[name] for name in UNTOLD}
+    return _create(kafka, wanted, partitions=partitions, replication=replication)
+
+
+def create_untold(kafka: dict[str, Any], names: Names, *, partitions: int, replication: int) -> list[str]:
+    """Create what the generation writes to when it doesn't tell, and return what was missing. Raises as
+    `create_topics` does.
+    """
+    wanted = {names.untold(name): BY_NAME[name] for name in UNTOLD}
+    return _create(kafka, wanted, partitions=partitions, replication=replication)
+
+
+def _create(kafka: dict[str, Any], topics: dict[str, Topic], *, partitions: int, replication: int) -> list[str]:
     there = existing_topics(kafka)
-    missing = [topic for topic in topics if names.topic(topic.name) not in there]
-    if not missing:
-        return []
     wanted = [
-        NewTopic(
-            names.topic(topic.name),
-            num_partitions=partitions,
-            replication_factor=replication,
-            config=topic_config(topic),
-        )
-        for topic in missing
+        NewTopic(name, num_partitions=partitions, replication_factor=replication, config=topic_config(topic))
+        for name, topic in topics.items()
+        if name not in there
     ]
+    if not wanted:
+        return []
     created = []
     admin = AdminClient(kafka)  # It has to outlive its futures.
     for name, future in admin.create_topics(wanted).items():

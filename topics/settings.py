@@ -3,10 +3,11 @@
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from headrace.oauth import OAuthSettings, Tokens, tokens
 from headrace.tls import TlsSettings
+from schemas.generations import FIRST
 from topics.table import Names
 
 SYSLOG_WARNING = 4
@@ -30,6 +31,7 @@ class KafkaSettings(BaseModel):
     sasl_password: SecretStr | None = None
     oauth: OAuthSettings = OAuthSettings()
     """For OAUTHBEARER."""
+    _generation: str = PrivateAttr(FIRST)
 
     @field_validator("bootstrap_servers")
     @classmethod
@@ -65,7 +67,13 @@ class KafkaSettings(BaseModel):
 
     @property
     def names(self) -> Names:
-        return Names(self.topic_prefix, self.group_prefix)
+        return Names(self.topic_prefix, self.group_prefix, self._generation)
+
+    def of_generation(self, name: str) -> Self:
+        """The same with the names of this generation."""
+        its = self.model_copy()
+        its._generation = name
+        return its
 
     @property
     def secured(self) -> bool:

@@ -5,7 +5,18 @@ the published contract and the docs are checked against this table.
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas import Answer, ChunkBatch, Document, DocumentEvent, EmbeddingBatch, Query, Receipt, Settlement
+from schemas import (
+    Answer,
+    ChunkBatch,
+    Document,
+    DocumentEvent,
+    EmbeddingBatch,
+    Generations,
+    Query,
+    Receipt,
+    Settlement,
+)
+from schemas.generations import FIRST
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 HOUR_MS = 3_600_000
@@ -42,6 +53,8 @@ class Topic:
     retention_ms: int | None
     written_by: tuple[str, ...]
     read_by: tuple[str, ...]
+    watched_by: tuple[str, ...] = ()
+    """Stages of which every worker reads all of it, beside its group's topics."""
     lane: Lane = "bulk"
     max_bytes: int = RECORD_MAX_BYTES
     retention_bytes: int | None = None
@@ -144,6 +157,17 @@ TOPICS: tuple[Topic, ...] = (
         summary="Internal to `headrace dead`: what was decided about each dead letter.",
     ),
     Topic(
+        name="documents.generations",
+        key="`generations`, on partition 0",
+        message_type=Generations,
+        cleanup="compact",
+        retention_ms=None,
+        written_by=(OPERATORS,),
+        read_by=(OPERATORS,),
+        watched_by=(*DOCUMENT_STAGES, "query"),
+        summary="Internal to `headrace reindex` and the workers: which generation answers, and which one tells.",
+    ),
+    Topic(
         name="queries",
         key="any",
         message_type=Query,
@@ -170,23 +194,50 @@ GROUPS: tuple[str, ...] = (*DOCUMENT_STAGES, "query")
 """The stages that consume, each with a consumer group of its own, in travel order."""
 
 
+GENERATED = frozenset(topic.name for topic in TOPICS if {*topic.written_by, *topic.read_by} <= set(DOCUMENT_STAGES))
+"""What the document stages alone write and read: each generation has these topics of its own."""
+UNTOLD = ("documents.events", "documents.dead")
+"""What a generation that doesn't tell writes to topics of its own instead."""
+
+
 @dataclass(frozen=True)
 class Names:
-    """The names on a given cluster: the table's, behind the deployment's prefixes."""
+    """The names on a given cluster: the table's, behind the deployment's prefixes, of one generation."""
 
     topic_prefix: str = ""
     group_prefix: str = "headrace-"
+    generation: str = FIRST
 
     def topic(self, name: str) -> str:
         """Raises KeyError for a topic that the table does not have; `replies.<app>` counts as `replies`."""
         if not name.startswith("replies."):
             BY_NAME[name]
-        return self.topic_prefix + name
+        return self.topic_prefix + name + self._suffix(name)
+
+    def untold(self, name: str) -> str:
+        """Where this generation writes what it doesn't tell. Raises KeyError for what it never keeps to itself."""
+        if name not in UNTOLD:
+            raise KeyError(name)
+        return f"{self.topic_prefix}{name}.g{self.generation or 1}"
+
+    def named(self, topic: str) -> str | None:
+        """The table's name of a topic of this deployment and this generation; None for any other."""
+        if not topic.startswith(self.topic_prefix):
+            return None
+        name = topic[len(self.topic_prefix) :]
+        if self.generation:
+            name = name.removesuffix(f".g{self.generation}")
+        return name if name in BY_NAME and self.topic(name) == topic else None
+
+    def _suffix(self, name: str) -> str:
+        return f".g{self.generation}" if self.generation and name in GENERATED else ""
 
     def group(self, stage: str) -> str:
+        """Questions are answered by one group, whichever generation is live."""
         if stage not in GROUPS:
             raise KeyError(stage)
-        return self.group_prefix + stage
+        generation = f"g{self.generation}-" if self.generation and stage in DOCUMENT_STAGES else ""
+        return f"{self.group_prefix}{generation}{stage}"
 
     def read_by(self, stage: str, lane: Lane) -> list[str]:
         """The topics that a stage reads, on one lane."""

@@ -18,8 +18,10 @@ from headrace.cli import (
     encoder,
     evaluate,
     publish,
+    reindex,
     schema,
     stack,
+    top,
     topics,
     verify,
     worker,
@@ -48,7 +50,9 @@ app.command(rich_help_panel=_STACK)(stack.up)
 app.command(rich_help_panel=_STACK)(stack.down)
 app.command(rich_help_panel=_STACK)(demo.demo)
 app.command(rich_help_panel=_OPERATION)(stack.status)
+app.command(rich_help_panel=_OPERATION)(top.top)
 app.command(rich_help_panel=_OPERATION)(verify.verify)
+app.command(rich_help_panel=_OPERATION)(reindex.reindex)
 app.command(rich_help_panel=_OPERATION)(worker.worker)
 app.add_typer(topics.app, name="topics", rich_help_panel=_OPERATION)
 app.add_typer(dead.app, name="dead", rich_help_panel=_OPERATION)

@@ -7,7 +7,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from headrace.cli.deadletters import State, counts
-from headrace.cli.kafka import ANSWER_WITHIN_S, QUIET, translated
+from headrace.cli.kafka import ANSWER_WITHIN_S, QUIET, Positions, translated
 from headrace.cli.local import is_local, worker_programs
 from headrace.cli.readiness import readiness
 from headrace.config import Settings
@@ -173,13 +173,14 @@ def group_lag(kafka: KafkaSettings) -> list[Lag]:
         admin = AdminClient(config)
         ends = offsets(admin, partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
         begins = offsets(admin, partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-        lags = []
+    lags = []
+    with Positions(config) as positions:
         for stage, lanes in stages.items():
-            committed = committed_offsets(admin, kafka.names.group(stage))
             for lane, topics in lanes.items():
                 if not topics:
                     continue
                 places = [place for place in ends if place[0] in topics]
+                committed = positions.committed(kafka.names.group(stage), places)
                 behind = (ends[place] - max(committed.get(place, 0), begins[place]) for place in places)
                 lags.append(Lag(stage=stage, lane=lane, messages=sum(max(0, count) for count in behind)))
     return lags

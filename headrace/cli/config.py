@@ -63,7 +63,7 @@ def settings_of(
     origin: str = "default",
 ) -> Iterator[Setting]:
     """Every setting in the order of the code, with secrets masked."""
-    from pydantic import BaseModel, SecretStr
+    from pydantic import BaseModel
 
     named = {name.upper() for name in variables}
     for name in type(model).model_fields:
@@ -76,8 +76,17 @@ def settings_of(
             inherited = variable if variable in named else origin
             yield from settings_of(value, f"{variable}__", variables, inside, file, (*path, name), inherited)
         else:
-            shown = MASK if isinstance(value, SecretStr) else str(value) if isinstance(value, Path) else value
-            yield Setting((*path, name), variable, shown, came_from)
+            yield Setting((*path, name), variable, _shown(value), came_from)
+
+
+def _shown(value: Any) -> Any:
+    from pydantic import BaseModel, SecretStr
+
+    if isinstance(value, BaseModel):
+        value = dict(value)
+    if isinstance(value, dict):
+        return {name: _shown(one) for name, one in value.items()}
+    return MASK if isinstance(value, SecretStr) else str(value) if isinstance(value, Path) else value
 
 
 def nested(settings: list[Setting]) -> dict[str, Any]:
@@ -107,6 +116,8 @@ def toml(settings: list[Setting]) -> str:
 
 def _toml_value(value: Any) -> str:
     """TOML's strings, numbers, booleans and lists of these are written as JSON's are."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_value(name)} = {_toml_value(one)}" for name, one in value.items()) + "}"
     return json_module.dumps(value, ensure_ascii=False)
 
 

@@ -9,7 +9,6 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Protocol
 
-from headrace.cli.asking import Asker
 from headrace.cli.publishing import Outgoing, deletion, outgoing
 from headrace.cli.sources import Found, Problem, Skipped
 from headrace.errors import HeadraceError, Transient
@@ -71,11 +70,25 @@ class Show(Protocol):
     def __call__(self, what: str, answered: int, of: int) -> None: ...
 
 
+class Asks(Protocol):
+    """Whoever can be asked many questions at a time."""
+
+    def ask_many(
+        self,
+        queries: Sequence[Query],
+        *,
+        timeout_s: float,
+        in_flight: int = 16,
+        answered: Callable[[int], None] = lambda _: None,
+    ) -> list[Answer | None]:
+        """In the order of the queries; None where no answer came in time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Interview:
     """Asks a tenant's documents, many questions at a time."""
 
-    asker: Asker
+    asker: Asks
     tenant: str
     in_flight: int
     timeout_s: float

@@ -96,8 +96,8 @@ def print_relevance(console: Console, relevance: Relevance) -> None:
     console.print(Text(f"{chosen}, tuned on {others}."))
 
 
-def print_comparison(console: Console, compared: Compared) -> None:
-    table = Table(title="Against the baseline", title_justify="left", title_style="bold")
+def print_comparison(console: Console, compared: Compared, *, title: str = "Against the baseline") -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
     for name in ("setting", "measure", "before", "after", "difference, 95 %", ""):
         table.add_column(name)
     for change in compared.changes:

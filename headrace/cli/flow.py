@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
-from headrace.cli.condition import Place, committed_offsets, offsets
-from headrace.cli.kafka import QUIET, has_records, translated
+from headrace.cli.condition import Place, offsets
+from headrace.cli.kafka import QUIET, Positions, has_records, translated
 from headrace.errors import Misconfigured
 from topics import LANES
 from topics.provisioning import existing_topics
@@ -48,6 +48,7 @@ class Flow:
         self._partitions = {topic: there[topic] for topic in wanted}
         with translated(self._config):
             self._admin = AdminClient(self._config)
+        self._positions = Positions(self._config)
 
     def look(self) -> Look:
         """The ends are older than the positions: a stage that has none of them before it has finished all of it."""
@@ -117,17 +118,13 @@ class Flow:
 
     def _records(self, stage: str, behind: dict[Place, int]) -> bool:
         """Whether anything but the marks of transactions is left for a stage."""
-        committed = committed_offsets(self._admin, self._names.group(stage))
+        committed = self._positions.committed(self._names.group(stage), behind)
         return has_records(self._config, {place: committed.get(place, 0) for place in behind})
 
     def _behind(self, stage: str, ends: dict[Place, int], begins: dict[Place, int]) -> dict[Place, int]:
-        committed = committed_offsets(self._admin, self._names.group(stage))
-        topics = self._topics[stage]
-        counts = {
-            place: end - max(committed.get(place, 0), begins[place])
-            for place, end in ends.items()
-            if place[0] in topics
-        }
+        places = [place for place in ends if place[0] in self._topics[stage]]
+        committed = self._positions.committed(self._names.group(stage), places)
+        counts = {place: ends[place] - max(committed.get(place, 0), begins[place]) for place in places}
         return {place: count for place, count in counts.items() if count > 0}
 
     def _ends(self, topics: list[str]) -> dict[Place, int]:

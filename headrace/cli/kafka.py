@@ -69,7 +69,7 @@ def translated(kafka: dict[str, Any]) -> Iterator[None]:
         raise meaning(error, kafka) from exc
 
 
-def _consumer(kafka: dict[str, Any]) -> Consumer:
+def _consumer(kafka: dict[str, Any], **differently: Any) -> Consumer:
     check_token(kafka)
     return Consumer(
         {
@@ -86,6 +86,7 @@ def _consumer(kafka: dict[str, Any]) -> Consumer:
             "isolation.level": "read_committed",
             # Records are up to 10 MiB; the default would let 64 MiB of them wait in this process.
             "queued.max.messages.kbytes": 16_384,
+            **differently,
         }
     )
 
@@ -127,12 +128,20 @@ def watermarks(kafka: dict[str, Any], topic: str) -> dict[int, tuple[int, int]]:
 
 
 class Tail:
-    """Partitions of one topic from their ends on: what is written after it was opened is read, whenever `poll` comes.
+    """Partitions of one topic from their ends on, or from `since_ms` (Unix time, milliseconds): what is written after
+    it was opened is read, whenever `poll` comes.
 
     Nothing is joined or committed, so any number may read the same partitions.
     """
 
-    def __init__(self, kafka: dict[str, Any], topic: str, partitions: Collection[int] | None = None) -> None:
+    def __init__(
+        self,
+        kafka: dict[str, Any],
+        topic: str,
+        partitions: Collection[int] | None = None,
+        *,
+        since_ms: int | None = None,
+    ) -> None:
         self._kafka = kafka
         with translated(kafka):
             self._consumer = _consumer(kafka)
@@ -143,6 +152,8 @@ class Tail:
                 for partition in self.partitions:
                     _, end = _watermarks(self._consumer, topic, partition)
                     starts.append(TopicPartition(topic, partition, end))
+                if since_ms is not None:
+                    starts = _places_at(self._consumer, starts, since_ms)
                 self._consumer.assign(starts)
             except BaseException:
                 self._consumer.close()
@@ -164,6 +175,44 @@ class Tail:
 
     def __exit__(self, *_: object) -> None:
         self._consumer.close()
+
+
+class Positions:
+    """What groups have committed, asked by one consumer for each, which joins nothing and is kept.
+
+    Not by an AdminClient: where a group's coordinator has just moved, or a cluster has its first group, librdkafka's
+    call ends the process (https://github.com/confluentinc/librdkafka/issues/5040).
+    """
+
+    def __init__(self, kafka: dict[str, Any]) -> None:
+        self._kafka = kafka
+        self._consumers: dict[str, Consumer] = {}
+
+    def committed(self, group: str, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Of these partitions (topic, number), those of which the group has committed something."""
+        wanted = [TopicPartition(*place) for place in places]
+        with translated(self._kafka):
+            if group not in self._consumers:
+                self._consumers[group] = _consumer(self._kafka, **{"group.id": group})
+            found = self._consumers[group].committed(wanted, timeout=ANSWER_WITHIN_S) if wanted else []
+            if (error := next((place.error for place in found if place.error is not None), None)) is not None:
+                raise KafkaException(error)
+        return {(place.topic, place.partition): place.offset for place in found if place.offset >= 0}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for consumer in self._consumers.values():
+            consumer.close()
+
+
+def _places_at(consumer: Consumer, ends: list[TopicPartition], since_ms: int) -> list[TopicPartition]:
+    """The first record since then of each partition; its end where there is none."""
+    asked = [TopicPartition(end.topic, end.partition, since_ms) for end in ends]
+    found = consumer.offsets_for_times(asked, timeout=ANSWER_WITHIN_S)
+    at = {(place.topic, place.partition): place.offset for place in found if place.error is None and place.offset >= 0}
+    return [TopicPartition(end.topic, end.partition, at.get((end.topic, end.partition), end.offset)) for end in ends]
 
 
 def newest_first(
@@ -226,15 +275,20 @@ def _read_spans(
     return kept
 
 
-def oldest_first(kafka: dict[str, Any], topic: str, *, key: bytes | None = None) -> Generator[Message, None, None]:
+def oldest_first(
+    kafka: dict[str, Any], topic: str, *, key: bytes | None = None, begins: Mapping[int, int] = {}
+) -> Generator[Message, None, None]:
     """Every record that the topic holds at the start, in each partition the oldest first.
 
-    With a `key`, only its partition is read.
+    With a `key`, only its partition is read; `begins` are offsets to begin at, by partition.
     """
     with translated(kafka):
         consumer = _consumer(kafka)
         try:
-            bounds = _bounds(consumer, kafka, topic, key)
+            bounds = {
+                partition: (max(low, begins.get(partition, low)), high)
+                for partition, (low, high) in _bounds(consumer, kafka, topic, key).items()
+            }
             ends = {partition: high for partition, (low, high) in bounds.items() if low < high}
             consumer.assign([TopicPartition(topic, partition, bounds[partition][0]) for partition in ends])
             unread = set(ends)
@@ -319,6 +373,38 @@ def has_records(kafka: dict[str, Any], positions: Mapping[tuple[str, int], int])
         finally:
             consumer.close()
     return bool(unread)
+
+
+def first_timestamps(
+    kafka: dict[str, Any], positions: Mapping[tuple[str, int], int], *, within_s: float
+) -> dict[tuple[str, int], int | None]:
+    """When the first record from each of these partitions' (topic, number) offsets on was sent, Unix milliseconds.
+
+    None where no record comes after it; what could not be read in time is left out.
+    """
+    found: dict[tuple[str, int], int | None] = {}
+    if not positions:
+        return found
+    with translated(kafka):
+        # One record a partition is wanted, so little more than that is fetched.
+        consumer = _consumer(kafka, **{"fetch.message.max.bytes": 1000})
+        try:
+            consumer.assign([TopicPartition(*place, offset) for place, offset in positions.items()])
+            give_up = time.monotonic() + within_s
+            while len(found) < len(positions) and time.monotonic() < give_up:
+                message = consumer.poll(POLL_S)
+                if message is None:
+                    continue
+                place = (message.topic() or "", message.partition() or 0)
+                error = message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    _raise_if_final(error, kafka)
+                elif place not in found:
+                    found[place] = None if error is not None else message.timestamp()[1]
+                    consumer.incremental_unassign([TopicPartition(*place)])
+        finally:
+            consumer.close()
+    return found
 
 
 def read_one(kafka: dict[str, Any], topic: str, partition: int, offset: int) -> Message | None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from headrace.cli.generation_workers import GenerationWorkers
 from headrace.cli.worker import command
 from headrace.config import ENV_PREFIX, Settings
 from headrace.errors import Misconfigured
@@ -56,6 +57,10 @@ def bring_up(settings: Settings, *, servers_only: bool, say: Callable[[str], Non
         programs = worker_programs(settings)
         stack.start_workers(programs)
         stack.wait_ready(programs, READY_WITHIN_S)
+        begun = GenerationWorkers(settings.worker.data_dir, settings.generation.name)
+        if begun.running():
+            begun.stop()
+            say("stopped the workers that `headrace reindex` had started: these take over")
 
 
 def require_local(settings: Settings) -> None:

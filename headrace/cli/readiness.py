@@ -21,10 +21,15 @@ def readiness(url: str) -> tuple[bool, str]:
 def scrape(url: str) -> str | None:
     """A worker's /metrics as text; None when it does not answer."""
     try:
-        with _get(url) as answer:
-            return str(answer.read().decode())
-    except (OSError, http.client.HTTPException):
+        return metrics(url)
+    except (OSError, ValueError, http.client.HTTPException):
         return None
+
+
+def metrics(url: str) -> str:
+    """A worker's /metrics as text. Raises OSError, HTTPException or ValueError when no text comes."""
+    with _get(url) as answer:
+        return str(answer.read().decode())
 
 
 def _get(url: str) -> http.client.HTTPResponse:

@@ -187,9 +187,7 @@ def again(
 
 
 def _topic_of(letter: DeadLetter, names: Names) -> Topic | None:
-    if not letter.topic.startswith(names.topic_prefix):
-        return None
-    topic = BY_NAME.get(letter.topic.removeprefix(names.topic_prefix))
+    topic = BY_NAME.get(names.named(letter.topic) or "")
     return topic if topic is not None and set(topic.read_by) & set(GROUPS) else None
 
 

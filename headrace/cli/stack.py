@@ -30,10 +30,16 @@ def up(
 
 def down() -> None:
     """Stop what `headrace up` started; the data stays."""
+    from headrace.cli.generation_workers import all_of
     from headrace.config import load_settings
     from headrace.localstack.stack import LocalStack
 
-    LocalStack(load_settings().local, say).down()
+    settings = load_settings()
+    for workers in all_of(settings.worker.data_dir):
+        if workers.running():
+            say(f"stopping the workers of generation {workers.name}")
+            workers.stop()
+    LocalStack(settings.local, say).down()
 
 
 def status(json: Json = False) -> None:

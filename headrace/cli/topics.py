@@ -38,13 +38,17 @@ def show(json: Json = False) -> None:
     from headrace.config import load_settings
     from topics import TOPICS
     from topics.provisioning import existing_topics
+    from topics.table import BY_NAME, UNTOLD
 
     kafka = load_settings().kafka
+    named = [(kafka.names.topic(topic.name), topic) for topic in TOPICS]
+    if kafka.names.generation:
+        named += [(kafka.names.untold(name), BY_NAME[name]) for name in UNTOLD]
     there = existing_topics({**kafka.confluent(), **QUIET})
     rows: list[dict[str, Any]] = [
         {
-            "topic": kafka.names.topic(topic.name),
-            "partitions": there.get(kafka.names.topic(topic.name)),
+            "topic": name,
+            "partitions": there.get(name),
             "key": topic.key,
             "value": topic.message_type.__name__ if topic.message_type else "bytes",
             "cleanup": topic.cleanup,
@@ -53,7 +57,7 @@ def show(json: Json = False) -> None:
             "written_by": topic.written_by,
             "read_by": topic.read_by,
         }
-        for topic in TOPICS
+        for name, topic in named
     ]
     if json:
         print_json(rows)

@@ -66,7 +66,7 @@ def verify(
             _print(report, table, limit, json, plan=mending)
             raise typer.Exit(Exit.FINE if report.fine else Exit.FAILED)
         if not mending.nothing and _agreed(yes):
-            table, report, mended, swept = _repair(
+            table, report, mended, swept = repaired(
                 verifier, table, report, settle_s=settle_s, rate=rate, idle_s=timeout
             )
     _print(report, table, limit, json, mended=mended, swept=swept)
@@ -108,9 +108,10 @@ def _agreed(yes: bool) -> bool:
     return typer.confirm("Do it?", err=True)
 
 
-def _repair(
+def repaired(
     verifier: "Verifier", table: "WorkTable", report: "Report", *, settle_s: float, rate: float, idle_s: float
 ) -> "tuple[WorkTable, Report, Mended, int]":
+    """Mend and verify again, a few times; what the last verification found, what was mended, and rows swept."""
     from headrace.cli.repairing import Mended, Repair
     from headrace.cli.steps import steps
 
@@ -162,6 +163,14 @@ def _print(
 def _print_report(report: "Report", table: "WorkTable", limit: int) -> None:
     from rich.text import Text
 
+    print_differences(report, table, limit)
+    out().print(Text(summary(report)), soft_wrap=True)
+
+
+def print_differences(report: "Report", table: "WorkTable", limit: int) -> None:
+    """Of each kind so many, and how many there are."""
+    from rich.text import Text
+
     from headrace.verification import MEANINGS
 
     console = out()
@@ -174,7 +183,6 @@ def _print_report(report: "Report", table: "WorkTable", limit: int) -> None:
             console.print(Text(f"  {shown}: {difference.what}{remedy}"), soft_wrap=True)
         if count > limit:
             console.print(Text(f"  … and {count - limit:,} more", style="dim"))
-    console.print(Text(summary(report)), soft_wrap=True)
 
 
 def summary(report: "Report") -> str:

@@ -13,12 +13,14 @@ import numpy as np
 import openai
 
 from headrace.calls import asking
+from headrace.encoders.meter import Meter
 from headrace.encoders.port import Vectors
-from headrace.encoders.reading import Reader, Window
+from headrace.encoders.reading import Read, Reader, Window
 from headrace.encoders.settings import EncoderSettings
 from headrace.encoders.transformer import of_length_one
 from headrace.encoders.turns import Turns
 from headrace.errors import HeadraceError, Misconfigured, Transient
+from headrace.quoting import server_words
 from schemas import EncoderIdentity
 
 SERVICE = "encoder"
@@ -30,8 +32,6 @@ RETRIES = 2
 _CONNECT_TIMEOUT_S = 5.0
 _RETRIED_LATER = frozenset({408, 409, 425, 429})
 _NOT_THIS_FORM = frozenset({400, 422})
-_SHOWN = 300
-"""Characters of a server's own words."""
 
 
 class _Embedding(msgspec.Struct):
@@ -58,6 +58,7 @@ class EndpointEncoder:
         self._identity = identity
         self._reader = Reader(tokenizer_file, Window(tokens=max_tokens, positions=max_tokens, max_tokens=max_tokens))
         self._turns = Turns(settings.concurrency)
+        self._meter = Meter()
         self._asked: dict[str, Any] = {"model": settings.model, "encoding_format": "base64"}
         if settings.ask_dimension:
             self._asked["dimensions"] = settings.dimension
@@ -91,17 +92,18 @@ class EndpointEncoder:
         truncate: bool = False,
         urgent: bool = False,
     ) -> Vectors:
-        return self._vectors(self._reader.passages(texts, contexts, truncate=truncate).texts, urgent=urgent)
+        return self._vectors(self._reader.passages(texts, contexts, truncate=truncate), urgent=urgent)
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        return self._vectors(self._reader.questions(texts).texts, urgent=True)
+        return self._vectors(self._reader.questions(texts), urgent=True)
 
-    def _vectors(self, texts: list[str], *, urgent: bool) -> Vectors:
+    def _vectors(self, read: Read, *, urgent: bool) -> Vectors:
         size = self._settings.texts_per_request
-        requests = [texts[start : start + size] for start in range(0, len(texts), size)]
+        requests = [read.texts[start : start + size] for start in range(0, len(read.texts), size)]
         if not requests:
             return np.empty((0, self._identity.dimension), dtype=np.float32)
-        with ThreadPoolExecutor(min(len(requests), self._settings.concurrency)) as threads:
+        threads = ThreadPoolExecutor(min(len(requests), self._settings.concurrency))
+        with self._meter.reading(read.rows), threads:
             asked = [threads.submit(self._ask, request, urgent=urgent) for request in requests]
             try:
                 answers = [answer.result() for answer in asked]
@@ -116,7 +118,7 @@ class EndpointEncoder:
         client = self._urgent_client if urgent else self._client
         # Endpoints refuse an empty text.
         sent = [text or " " for text in texts]
-        with self._turns.turn(urgent=urgent), asking(SERVICE), _translated(self._settings):
+        with self._turns.turn(urgent=urgent), asking(SERVICE), _translated(self._settings, sent):
             try:
                 answer = client.embeddings.create(input=sent, **self._asked)
             except openai.APIStatusError as refused:
@@ -146,19 +148,17 @@ def _vector(embedding: _Embedding) -> Vectors:
 
 
 @contextmanager
-def _translated(settings: EncoderSettings) -> Iterator[None]:
-    """What the SDK raises becomes Transient or Misconfigured, whose text never holds the key."""
+def _translated(settings: EncoderSettings, sent: Sequence[str]) -> Iterator[None]:
+    """What the SDK raises becomes Transient or Misconfigured, whose text never holds the key, nor any of the texts."""
     try:
         yield
     except (openai.OpenAIError, httpx2.HTTPError, msgspec.ValidationError, ValueError, OSError) as exc:
         key = settings.api_key.get_secret_value() if settings.api_key else None
         # Without the original error behind it: that carries the server's words, and those may repeat the key.
-        raise _meaning(exc, key) from None
+        raise _meaning(exc, server_words(exc, sent=sent, secret=key)) from None
 
 
-def _meaning(exc: Exception, key: str | None) -> HeadraceError:
-    said = " ".join(str(exc).split())
-    said = (said.replace(key, "***") if key else said)[:_SHOWN]
+def _meaning(exc: Exception, said: str) -> HeadraceError:
     if isinstance(exc, openai.APIStatusError):
         return _status(exc.status_code, said)
     if isinstance(exc, (openai.APITimeoutError, httpx2.TimeoutException)):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.devices import pick_device
+from headrace.encoders import gpu
 from headrace.encoders.port import Vectors
 from headrace.encoders.settings import EncoderSettings
 from headrace.encoders.transformer import DeviceFull, Ids
@@ -32,6 +33,8 @@ class SentenceTransformerNetwork:
         self.model = _load(folder, self._device, settings.precision)
         self.pad = int(getattr(self.model.tokenizer, "pad_token_id", None) or 0)
         self._before: torch.cuda.Event | None = None
+        if self._device.type == "cuda":
+            gpu.watch(self._device)
 
     def forward(self, ids: Ids, mask: Ids) -> torch.Tensor:
         """float32 on the device (len(ids) x dimension), not of length 1."""

@@ -1,5 +1,6 @@
 """Which model makes the vectors, where it runs, and how it is run. Times in seconds."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -10,7 +11,10 @@ Backend = Literal["torch", "onnx", "static", "openai"]
 
 STATIC_MODEL = "wordllama/l2_supercat_256"
 _DEFAULT_MODEL = {"torch": "sentence-transformers/all-MiniLM-L6-v2", "static": STATIC_MODEL}
-_OF_ENDPOINTS = ("base_url", "api_key", "dimension", "tokenizer", "max_tokens")
+_OF_VECTORS = frozenset(
+    {"backend", "model", "context", "base_url", "dimension", "ask_dimension", "tokenizer", "max_tokens"}
+)
+_OF_ENDPOINTS = ("base_url", "dimension", "tokenizer", "max_tokens")
 
 
 class EncoderSettings(BaseModel):
@@ -40,6 +44,7 @@ class EncoderSettings(BaseModel):
     base_url: str | None = None
     """Of the endpoint, with its `/v1`; None is OpenAI's own."""
     api_key: SecretStr | None = None
+    """Beside another backend it is for a generation of an endpoint that is still to come, or that was."""
     dimension: Annotated[int, Field(ge=1)] | None = None
     """Of the endpoint's vectors: the stores must know it when nobody can be asked."""
     ask_dimension: bool = False
@@ -84,3 +89,21 @@ class EncoderSettings(BaseModel):
         if self.backend == "static" and self.model != STATIC_MODEL:
             raise ValueError(f"encoder.model {self.model} is not static; leave it out, or set {STATIC_MODEL}")
         return self
+
+    def vectors(self) -> dict[str, Any]:
+        """The settings that say which vectors are made, as JSON has them. How they are made, and secrets, are not."""
+        return self.model_dump(mode="json", include=set(_OF_VECTORS))
+
+    def of_vectors(self, vectors: Mapping[str, Any]) -> "EncoderSettings":
+        """What makes those vectors here: as far as it fits them, how it is run stays. Raises ValueError where they are
+        none that this version knows.
+        """
+        runs = self.model_dump(exclude=set(_OF_VECTORS))
+        backend = vectors.get("backend")
+        if backend != "torch":
+            del runs["precision"]
+        if backend in {"static", "openai"} and self.device.startswith("cuda"):
+            del runs["device"]
+        if backend != "openai":
+            del runs["api_key"]
+        return EncoderSettings.model_validate({**runs, **vectors})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from headrace.encoders.meter import Meter
 from headrace.encoders.port import Vectors
 from headrace.encoders.reading import Reader, Window
 from headrace.encoders.transformer import of_length_one
@@ -47,6 +48,7 @@ class StaticEncoder:
         window = Window(tokens=MAX_TOKENS, positions=MAX_TOKENS, max_tokens=MAX_TOKENS)
         self._reader = Reader(tokenizer_file(), window, special_tokens=False)
         self._identity = identity
+        self._meter = Meter()
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -74,6 +76,7 @@ class StaticEncoder:
         # Text by text: what is gathered for one fits a core's cache, what is gathered for many doesn't. A sum has the
         # direction of the mean.
         sums = np.empty((len(rows), DIMENSION), dtype=np.float32)
-        for place, row in enumerate(rows):
-            self._of_token.take(row or [UNKNOWN], axis=0).sum(axis=0, out=sums[place])
+        with self._meter.reading(rows):
+            for place, row in enumerate(rows):
+                self._of_token.take(row or [UNKNOWN], axis=0).sum(axis=0, out=sums[place])
         return of_length_one(sums, self._identity.name)

@@ -11,12 +11,14 @@ Torch and ONNX Runtime share all of it but the Network.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.encoders.batching import plan_batches
+from headrace.encoders.meter import Meter
 from headrace.encoders.port import Vectors
 from headrace.encoders.reading import Read, Reader
 from headrace.encoders.turns import Turns
@@ -61,6 +63,7 @@ class TransformerEncoder(Generic[Batch]):
         self._reader = reader
         self._batch_tokens = batch_tokens
         self._turns = Turns()
+        self._meter = Meter()
         self._identity = identity
         # The first call sets the device up, so it is made here and not on somebody's query.
         made = self.encode_queries(["headrace"]).shape[1]
@@ -103,11 +106,14 @@ class TransformerEncoder(Generic[Batch]):
         padded = [_padded([read.rows[place] for place in places], self._network.pad) for places in plan]
         batches = []
         try:
-            with self._turns.turn(urgent=urgent) as give_way:
-                for ids, mask in padded:
-                    batches.append(self._network.forward(ids, mask))
-                    give_way()
-            computed = self._network.collect(batches)
+            # The device may be busy until the vectors are collected, when it is somebody else's turn already.
+            with ExitStack() as busy:
+                with self._turns.turn(urgent=urgent) as give_way:
+                    busy.enter_context(self._meter.reading(read.rows))
+                    for ids, mask in padded:
+                        batches.append(self._network.forward(ids, mask))
+                        give_way()
+                computed = self._network.collect(batches)
         except DeviceFull as exc:
             raise Misconfigured(
                 f"encoder.batch_tokens: {self._batch_tokens} tokens at once do not fit the memory of "

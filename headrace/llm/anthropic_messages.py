@@ -76,7 +76,7 @@ class AnthropicProvider:
         )
 
     async def events(self, prompt: Prompt) -> AsyncGenerator[str | Ended, None]:
-        with translated(ERRORS, self._settings):
+        with translated(ERRORS, self._settings, prompt):
             if self._settings.streaming:
                 async with aclosing(self._streamed(prompt)) as events:
                     async for event in events:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import structlog
 
-from headrace import telemetry
+from headrace import telemetry, tracing
 from headrace.llm.port import CUT_MARK, CallFailed, Ended, Outcome, Provider
 from headrace.llm.prompts import Prompt
 from headrace.llm.settings import LLMSettings
@@ -28,9 +28,16 @@ class Caller:
         self._turns = asyncio.Semaphore(settings.concurrency)
         self._failing = False
         self.name = settings.model or ""
+        self._asked: tracing.Attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": settings.provider,
+            "gen_ai.request.model": self.name,
+            "gen_ai.request.max_tokens": settings.max_output_tokens,
+        }
 
     async def stream(self, prompt: Prompt, *, timeout_s: float) -> AsyncGenerator[str | Usage, None]:
         call = _Call(self.name, prompt, self._settings)
+        span = tracing.span(f"chat {self.name}", self._asked, "client")
         try:
             async with aclosing(self._pieces(prompt, call, min(timeout_s, self._settings.timeout_s))) as pieces:
                 async for piece in pieces:
@@ -41,9 +48,12 @@ class Caller:
             # A connection that is lost in the middle of an answer looks to an SDK like one that never was.
             call.outcome = "broken" if failed.outcome == "away" and call.written else failed.outcome
             self._tell(failed)
+            span.failed(call.outcome)
             raise
         finally:
             call.account()
+            span.set(call.told())
+            span.end()
 
     async def _pieces(self, prompt: Prompt, call: "_Call", timeout_s: float) -> AsyncGenerator[str, None]:
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -119,6 +129,20 @@ class _Call:
         telemetry.LLM_TOKENS.labels(self._model, "output").inc(usage.output_tokens)
         if usage.cost is not None:
             telemetry.LLM_COST.labels(self._model).inc(usage.cost)
+
+    def told(self) -> tracing.Attributes:
+        """By OpenTelemetry's conventions for generative models, without a word of what was said."""
+        if not self.written:
+            return {"headrace.outcome": self.outcome}
+        usage = self.usage()
+        told: dict[str, str | int | list[str]] = {
+            "headrace.outcome": self.outcome,
+            "gen_ai.usage.input_tokens": usage.input_tokens,
+            "gen_ai.usage.output_tokens": usage.output_tokens,
+        }
+        if self.ended is not None:
+            told["gen_ai.response.finish_reasons"] = ["length" if self.ended.outcome == "cut" else "stop"]
+        return told
 
     def _cost(self, read: int, wrote: int) -> float | None:
         prices = self._settings

@@ -10,11 +10,11 @@ import httpx2
 import msgspec
 
 from headrace.llm.port import CallFailed, Refused
+from headrace.llm.prompts import Prompt
 from headrace.llm.settings import LLMSettings
+from headrace.quoting import server_words
 
 _RETRIED_LATER = frozenset({408, 409, 425})
-_SHOWN = 300
-"""Characters of a server's own words."""
 
 
 class SDKErrors(NamedTuple):
@@ -54,19 +54,18 @@ def retry_after_s(headers: httpx2.Headers) -> float | None:
 
 
 @contextmanager
-def translated(sdk: SDKErrors, settings: LLMSettings) -> Iterator[None]:
-    """What the SDK raises becomes CallFailed, whose text never holds the key."""
+def translated(sdk: SDKErrors, settings: LLMSettings, prompt: Prompt) -> Iterator[None]:
+    """What the SDK raises becomes CallFailed, whose text never holds the key, the question or a passage."""
     key = settings.api_key.get_secret_value() if settings.api_key else None
     try:
         yield
     except (sdk.all, httpx2.HTTPError, httpx2.StreamError, msgspec.ValidationError, ValueError, OSError) as exc:
         # Without the original error behind it: that carries the server's words, and those may repeat the key.
-        raise _failure(exc, sdk, key) from None
+        said = server_words(exc, sent=(prompt.question, prompt.user), secret=key)
+        raise _failure(exc, sdk, said) from None
 
 
-def _failure(exc: Exception, sdk: SDKErrors, key: str | None) -> CallFailed:
-    said = " ".join(str(exc).split())
-    said = (said.replace(key, "***") if key else said)[:_SHOWN]
+def _failure(exc: Exception, sdk: SDKErrors, said: str) -> CallFailed:
     if isinstance(exc, sdk.status):
         return _status(getattr(exc, "status_code", 0), said)
     if isinstance(exc, (sdk.timeout, httpx2.TimeoutException)):

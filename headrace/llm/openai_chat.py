@@ -58,7 +58,7 @@ class OpenAIProvider:
     async def events(self, prompt: Prompt) -> AsyncGenerator[str | Ended, None]:
         finished: str | None = None
         usage = _Usage()
-        with translated(ERRORS, self._settings):
+        with translated(ERRORS, self._settings, prompt):
             async with aclosing(self._completions(prompt)) as completions:
                 async for completion in completions:
                     usage = completion.usage or usage

@@ -145,8 +145,11 @@ class Supervisor:
         except OSError:
             return False
 
-    def start(self) -> None:
-        """Start it as a daemon, with no programs. Raises Misconfigured with its own words when it does not come up."""
+    def start(self, environment: Mapping[str, str] | None = None) -> None:
+        """Start it as a daemon, with no programs. Its programs get its environment, this process's where none is given.
+
+        Raises Misconfigured with its own words when it does not come up.
+        """
         for folder in ("logs", "programs"):
             (self._root / folder).mkdir(parents=True, exist_ok=True)
         for group in GROUPS:
@@ -155,6 +158,7 @@ class Supervisor:
         _write_private(config, render_main(self._root))
         started = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
+            env=environment,
             capture_output=True,
             text=True,
             timeout=START_TIMEOUT_S,

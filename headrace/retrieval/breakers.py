@@ -65,9 +65,9 @@ class Breaker:
                 self._tried_from = self._clock() + self._reset_s
         telemetry.BREAKER_OPEN.labels(self._name).set(is_open)
         if is_open and not trial:
-            log.warning("breaker_opened", service=self._name, reason=str(failure), reset_s=self._reset_s)
+            log.warning("breaker_opened", server=self._name, reason=str(failure), reset_s=self._reset_s)
         elif trial and not is_open:
-            log.info("breaker_closed", service=self._name)
+            log.info("breaker_closed", server=self._name)
 
     def _count(self, failure: Transient) -> None:
         try:

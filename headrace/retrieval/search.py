@@ -5,7 +5,8 @@ without the rest it raises.
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from headrace import tracing
 from headrace.errors import Transient
 from headrace.retrieval.fusion import Ranked, blend, fuse
 from headrace.retrieval.hits import Ranking, chosen, explanations, make_hits
@@ -30,6 +32,13 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 WIDER = 4
 """How much more is asked for the second time.
 With rows of three dead versions before each live one, the second page is enough."""
+
+
+_OPENSEARCH = {"db.system.name": "opensearch"}
+STEPS_OF_SERVERS = {
+    "milvus": {"db.system.name": "milvus"},
+    **dict.fromkeys(("opensearch", "read", "expand", "highlight"), _OPENSEARCH),
+}
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,9 +152,8 @@ class Search:
         """A page whose best are read, and all checked for being live; and whether there may be more to find."""
         dense, bm25 = await self._ask(limit)
         full = any(len(found) >= limit for found in (dense, bm25) if found is not None)
-        started = time.perf_counter()
-        page = _Page(dense, bm25, self._fusion)
-        self._ms["fuse"] += _since(started)
+        with self._fusing():
+            page = _Page(dense, bm25, self._fusion)
         # Most are live. So what would be shown if all were is read together with what says which are.
         while await self._read(page, self._wanted(page)):
             pass
@@ -172,9 +180,8 @@ class Search:
         read = await self._timed(
             "read", sources.live.ask(lambda: sources.texts.read_live(tenant, chunks, doc_ids, others))
         )
-        started = time.perf_counter()
-        page.take(chunks, [*doc_ids, *others], read)
-        self._ms["fuse"] += _since(started)
+        with self._fusing():
+            page.take(chunks, [*doc_ids, *others], read)
         return True
 
     async def _ask(self, limit: int) -> tuple[list[Candidate] | None, list[Candidate] | None]:
@@ -262,11 +269,20 @@ class Search:
             return {}
 
     async def _timed(self, step: str, answer: Awaitable[T]) -> T:
+        server = STEPS_OF_SERVERS.get(step)
         started = time.perf_counter()
         try:
-            return await answer
+            with tracing.span(step, server, "internal" if server is None else "client"):
+                return await answer
         finally:
             self._ms[step] += _since(started)
+
+    @contextmanager
+    def _fusing(self) -> Iterator[None]:
+        started = time.perf_counter()
+        with tracing.span("fuse"):
+            yield
+        self._ms["fuse"] += _since(started)
 
 
 async def _nothing() -> dict[str, T]:

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
@@ -19,17 +19,17 @@ from typing import NamedTuple, Protocol
 import msgspec
 import structlog
 
+from headrace import telemetry, tracing
 from headrace.auth import QUERY, Authenticator, Denied
-from headrace.encoders import Encoder
 from headrace.errors import Transient
 from headrace.llm import CallFailed, LanguageModel, is_relevant, unknown_answer
 from headrace.llm import answer as model_answer
 from headrace.llm.settings import LLMSettings
-from headrace.retrieval import Retriever, extractive_answer
+from headrace.retrieval import extractive_answer
 from headrace.retrieval.answering import MODEL as EXTRACTIVE
 from headrace.retrieval.breakers import Breaker
 from headrace.retrieval.settings import RetrievalSettings
-from headrace.serving.embedding import QueryEmbedder
+from headrace.serving.corpora import Corpora, Corpus
 from headrace.serving.errors import BadRequest, RateLimited
 from headrace.serving.rates import Rates
 from headrace.serving.remembered import Remembered
@@ -72,16 +72,14 @@ class Answerer:
     def __init__(
         self,
         *,
-        retriever: Retriever,
-        encoder: Encoder,
+        corpora: Corpora,
         model: LanguageModel | None,
         authenticator: Authenticator | None,
         retrieval: RetrievalSettings,
         llm: LLMSettings,
         settings: QuerySettings,
     ) -> None:
-        self._retriever = retriever
-        self._encoder = encoder
+        self._corpora = corpora
         self._model = model
         self._authenticator = authenticator
         self._retrieval = retrieval
@@ -90,7 +88,6 @@ class Answerer:
         self._model_breaker = Breaker(
             "llm", "llm", failures=retrieval.breaker_failures, reset_s=retrieval.breaker_reset_s
         )
-        self._embedder = QueryEmbedder(encoder)
         self._slots = Slots(settings.in_flight, settings.waiting)
         self._rates = Rates(settings)
         self._remembered = Remembered(seconds=settings.remember_s, size_bytes=settings.remember_bytes)
@@ -113,6 +110,7 @@ class Answerer:
             raise TimeoutError
         if self._authenticator is not None:
             await asyncio.to_thread(self._authenticator.check, authorization, tenant=query.tenant, scope=QUERY)
+        telemetry.TENANT_QUESTIONS.labels(telemetry.tenants.label(query.tenant)).inc()
         try:
             parse_filters(query.filters)
         except ValueError as exc:
@@ -120,12 +118,14 @@ class Answerer:
         self._rates.take(query.tenant)
 
         async def work() -> Answer:
-            async with self._slots:
+            async with AsyncExitStack() as held:
+                with tracing.span("wait"):
+                    await held.enter_async_context(self._slots)
                 return await self._work(request)
 
         async def is_current(answer: Answer) -> bool:
             # The same again, but nothing that was replaced or deleted since.
-            return await self._retriever.are_live(query.tenant, answer.hits)
+            return await (await self._corpora.live()).retriever.are_live(query.tenant, answer.hits)
 
         if query.request_id is None:
             return await work()
@@ -133,11 +133,14 @@ class Answerer:
 
     async def _work(self, request: "_Request") -> Answer:
         query = request.query
+        # All of it from one generation, whichever is live by the time that it is done.
+        corpus = await self._corpora.live()
         timings = {"wait": _since(request.begun)}
         started = time.perf_counter()
-        vector = await self._embedder.embed(query.query)
+        with tracing.span("embed"):
+            vector = await corpus.embedder.embed(query.query)
         timings["embed"] = _since(started)
-        found = await self._retriever.search(query, vector)
+        found = await corpus.retriever.search(query, vector)
         answer = Answer(
             request_id=query.request_id,
             hits=found.hits,
@@ -147,7 +150,8 @@ class Answerer:
         if query.mode == "answer":
             await request.listener.hits(answer)
             started = time.perf_counter()
-            text, lacking = await self._text(request, found.hits)
+            with tracing.span("answer"):
+                text, lacking = await self._text(request, found.hits, corpus)
             answer = msgspec.structs.replace(
                 answer,
                 answer=text,
@@ -155,9 +159,11 @@ class Answerer:
                 timings_ms={**answer.timings_ms, "answer": _since(started)},
             )
         answer.timings_ms["total"] = _since(request.begun)
+        for step, ms in answer.timings_ms.items():
+            telemetry.QUERY_SECONDS.labels(step).observe(ms / 1000)
         return answer
 
-    async def _text(self, request: "_Request", hits: list[Hit]) -> tuple[AnswerText, list[str]]:
+    async def _text(self, request: "_Request", hits: list[Hit], corpus: Corpus) -> tuple[AnswerText, list[str]]:
         """The text, and what it had to do without: where the model is away, sentences of the hits do."""
         if not is_relevant(hits, self._llm.min_relevance):
             unknown = unknown_answer(self._llm)
@@ -168,7 +174,7 @@ class Answerer:
             except Transient as away:
                 log.warning("answer_without_model", reason=str(away))
                 request.listener.begin_again()
-        text = await asyncio.to_thread(extractive_answer, request.query.query, hits, self._encoder, self._retrieval)
+        text = await asyncio.to_thread(extractive_answer, request.query.query, hits, corpus.encoder, self._retrieval)
         return text, ["llm"] if self._model is not None else []
 
     async def _modelled(self, model: LanguageModel, request: "_Request", hits: list[Hit]) -> AnswerText:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.stores.newer_fields import beyond, rewritten
 from headrace.stores.opensearch_connection import OpenSearchConnection
 from headrace.stores.opensearch_indexes import Action, TenantIndexes, Wanted, get_many
 from headrace.stores.ports import ManifestCount, Stored
@@ -43,8 +44,14 @@ class OpenSearchManifestStore:
             got = get_many(self._connection, [Wanted(self._indexes.name(key.tenant), key.doc_id) for key in page])
             for key, one in zip(page, got, strict=True):
                 if one.found:
-                    manifest = decode(bytes(one.source), Manifest)
-                    stored[key] = Stored(manifest=manifest, seq_no=one.seq_no, primary_term=one.primary_term)
+                    source = bytes(one.source)
+                    manifest = decode(source, Manifest)
+                    stored[key] = Stored(
+                        manifest=manifest,
+                        seq_no=one.seq_no,
+                        primary_term=one.primary_term,
+                        beyond=beyond(source, manifest),
+                    )
                 else:
                     stored[key] = Stored(manifest=Manifest(tenant=key.tenant, doc_id=key.doc_id))
         return stored
@@ -71,6 +78,10 @@ class OpenSearchManifestStore:
     def tenants(self) -> list[str]:
         return self._indexes.tenants()
 
+    def drop(self, tenant: str) -> None:
+        """Delete all manifests of a tenant."""
+        self._indexes.drop(tenant)
+
     def close(self) -> None:
         """Close the connections; a later call opens them again."""
         self._connection.close()
@@ -89,7 +100,7 @@ def manifest_indexes(connection: OpenSearchConnection, settings: StoreSettings) 
             "properties": {"live": {"properties": {"chunks": {"type": "long"}, "deleted": {"type": "boolean"}}}},
         },
     }
-    return TenantIndexes(connection, settings.prefix, "manifest", lambda _: definition)
+    return TenantIndexes(connection, settings.index_prefix, "manifest", lambda _: definition)
 
 
 def _replacement(key: Key, stored: Stored) -> Action:
@@ -97,7 +108,7 @@ def _replacement(key: Key, stored: Stored) -> Action:
         operation="create" if stored.seq_no is None else "index",
         tenant=key.tenant,
         id=key.doc_id,
-        source=encode(stored.manifest),
+        source=encode(stored.manifest) if stored.beyond is None else rewritten(stored.beyond, stored.manifest),
         seq_no=stored.seq_no,
         primary_term=stored.primary_term,
     )

@@ -103,7 +103,7 @@ class MilvusStore:
         if settings.milvus.tls:
             settings.milvus.tls.context(TLS_SECTION)
         self._settings = settings.milvus
-        self._prefix = settings.prefix
+        self._prefix = settings.collection_prefix
         self._encoder = encoder
         self._client: Any = None
         self._opening = threading.Lock()
@@ -217,6 +217,12 @@ class MilvusStore:
     def tenants(self) -> list[str]:
         names = self._call(lambda client, **bounds: client.list_collections(**bounds))
         return sorted(tenant for name in names if (tenant := _tenant(self._prefix, name)) is not None)
+
+    def drop(self, tenant: str) -> None:
+        """Delete a tenant's collection; whoever writes into it makes it anew."""
+        name = collection_name(self._prefix, tenant)
+        self._call(lambda client, **bounds: client.drop_collection(name, **bounds))
+        self._ready.discard(name)
 
     def close(self) -> None:
         """Close the connection; a later call opens it again."""

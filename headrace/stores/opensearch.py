@@ -124,7 +124,7 @@ class OpenSearchTextStore:
         self._settings = settings.opensearch
         self._connection = OpenSearchConnection(settings.opensearch)
         self._indexes = TenantIndexes(
-            self._connection, settings.prefix, "docs", partial(_definition, settings.opensearch)
+            self._connection, settings.index_prefix, "docs", partial(_definition, settings.opensearch)
         )
         self._manifests = manifest_indexes(self._connection, settings)
         self._known = KnownRevisions()
@@ -246,6 +246,10 @@ class OpenSearchTextStore:
 
     def tenants(self) -> list[str]:
         return self._indexes.tenants()
+
+    def drop(self, tenant: str) -> None:
+        """Delete all texts of a tenant."""
+        self._indexes.drop(tenant)
 
     def close(self) -> None:
         """Close the connections; a later call opens them again."""

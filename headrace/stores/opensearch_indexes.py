@@ -232,6 +232,11 @@ class TenantIndexes:
         names = (row.index.removeprefix(self._prefix).removesuffix(self._suffix) for row in rows)
         return sorted(filter(_is_tenant, names))
 
+    def drop(self, tenant: str) -> None:
+        """Delete a tenant's index; whoever writes into it makes it anew."""
+        path = f"/{self.name(tenant)}"
+        self._connection.request("DELETE", path, msgspec.Raw, params={"ignore_unavailable": "true"})
+
     def _write(self, request: Sequence[tuple[Action, bytes]]) -> list[Action]:
         outcomes = self._bulk(request)
         homeless = [place for place, outcome in enumerate(outcomes) if _lacks_index(request[place][0], outcome)]

@@ -174,6 +174,8 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest
     seq_no: int | None = None
     primary_term: int | None = None
+    beyond: bytes | None = None
+    """As it is stored, where that is more than `manifest`: a newer release wrote fields, which a replacement keeps."""
 
 
 class ManifestCount(msgspec.Struct, frozen=True, kw_only=True):

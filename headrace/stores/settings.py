@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from headrace.tls import TlsSettings
+from schemas.generations import FIRST
 from schemas.key import TENANT_PATTERN
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -77,3 +78,22 @@ class StoreSettings(BaseModel):
     """What every collection and index name begins with; deployments that share a store differ in it."""
     milvus: MilvusSettings = MilvusSettings()
     opensearch: OpenSearchSettings = OpenSearchSettings()
+    _generation: str = PrivateAttr(FIRST)
+
+    def of_generation(self, name: str) -> Self:
+        """The same with the names of this generation."""
+        its = self.model_copy()
+        its._generation = name
+        return its
+
+    # What stands behind the prefix of a generation's names begins no tenant's: those have no dot and no capital.
+
+    @property
+    def index_prefix(self) -> str:
+        """What every index of this generation begins with."""
+        return f"{self.prefix}g{self._generation}." if self._generation else self.prefix
+
+    @property
+    def collection_prefix(self) -> str:
+        """What every collection of this generation begins with."""
+        return f"{self.prefix}G{self._generation}_" if self._generation else self.prefix

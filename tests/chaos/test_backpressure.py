@@ -337,7 +337,7 @@ def keeps_its_place(
     assert 1 <= tried <= 20
     assert pipeline.metric(held, "headrace_waiting", service=server) == 0
     last = pipeline.events(held, "waiting_for_service")[-1]
-    assert last["service"] == server
+    assert last["server"] == server
     assert len(pipeline.events(held, "waiting_ended")) > waited
     assert pipeline.members() == members
 

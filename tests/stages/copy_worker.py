@@ -54,7 +54,7 @@ async def work(batch: Sequence[Item[bytes]]) -> list[Outgoing]:
 
 if __name__ == "__main__":
     settings = load_settings()
-    telemetry.configure_logging("INFO", "json")
+    telemetry.configure_logging("INFO", "json", "headrace-copy")
     stage = Stage(name="commit", decode=decode, work=work, batch_messages=100, batch_bytes=1_000_000, in_flight=3)
     worker = Worker(stage, settings.kafka, settings.worker)
     sys.exit(worker.run())

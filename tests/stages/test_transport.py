@@ -189,6 +189,24 @@ def test_a_clean_stop_doubles_nothing(copying: Copying) -> None:
     assert seen == Counter(values)
 
 
+def test_workers_that_come_and_go_do_nothing_twice(copying: Copying) -> None:
+    """Each of them drains and commits before its partitions are others'."""
+    values = [str(number).encode() for number in range(9_000)]
+    workers = [copying.start(SLOW_S="0.1")]
+    copying.send(values)
+    reached = 0
+    for seen in copying.read("documents.events", lambda seen: len(seen) == len(values)):
+        if len(seen) < reached:
+            continue
+        reached = len(seen) + 400
+        if len(workers) < 3:
+            workers.append(copying.start(SLOW_S="0.1"))
+        else:
+            workers.pop(0).send_signal(signal.SIGTERM)
+    copying.wait_for_no_lag()
+    assert copying.read_all("documents.events", len(values)) == Counter(values)
+
+
 @pytest.mark.parametrize(
     ("situation", "environment", "says"),
     [

@@ -27,6 +27,8 @@ OVERRIDDEN = [
     (driver.Consumer, "_new_offset", "self tp"),
     (driver.Consumer, "_add_gap", "self tp offset_from offset_to"),
     (driver.Consumer, "perform_seek", "self"),
+    (driver.Consumer, "stop_flow", "self"),
+    (driver.Consumer, "commit_and_end_transactions", "self"),
     (driver.Consumer, "on_partitions_revoked", "self revoked"),
     (driver.Consumer, "wait_empty", "self"),
     (driver.Consumer, "_getmany", "self active_partitions timeout"),
@@ -39,7 +41,7 @@ OVERRIDDEN = [
     (faust.App, "_new_producer_transport", "self"),
 ]
 CALLED = [
-    (driver.Consumer, "commit_and_end_transactions", "self"),
+    (driver.Consumer, "maybe_wait_for_commit_to_finish", "self"),
     (driver.Consumer, "assignment", "self"),
     (driver.Consumer, "highwater", "self tp"),
     (driver.AIOKafkaConsumerThread, "_ensure_consumer", "self"),

@@ -19,14 +19,14 @@ def test_the_table_reads_in_travel_order() -> None:
 
 
 def test_names_are_unique_and_each_stage_reads_something() -> None:
-    assert len(BY_NAME) == len(TOPICS) == 12
+    assert len(BY_NAME) == len(TOPICS) == 13
     assert {stage for topic in TOPICS for stage in topic.read_by} - PEOPLE == set(GROUPS)
     assert {stage for topic in TOPICS for stage in topic.written_by} - PEOPLE == set(GROUPS)
 
 
 def test_documents_letters_and_decisions_are_kept_and_everything_else_goes_in_time() -> None:
     compacted = {topic.name for topic in TOPICS if topic.cleanup == "compact"}
-    assert compacted == {*WRITTEN_BY_PRODUCERS, "documents.dead.settled"}
+    assert compacted == {*WRITTEN_BY_PRODUCERS, "documents.dead.settled", "documents.generations"}
     assert {topic.name for topic in TOPICS if topic.retention_ms is None} == {*compacted, "documents.dead"}
     hours = {topic.name: topic.retention_ms / HOUR_MS for topic in TOPICS if topic.retention_ms is not None}
     assert (hours.pop("queries"), hours.pop("replies")) == (1, 1)

@@ -23,7 +23,7 @@ TYPES = {
     if isinstance(found := getattr(messages, name, None), type) and issubclass(found, msgspec.Struct)
 }
 ROOTS = ["Document", "Deletion", "DocumentEvent", "Query", "Answer", "Delta"]
-MIDDLE = {"ChunkBatch", "EmbeddingBatch", "Receipt", "Settlement"}
+MIDDLE = {"ChunkBatch", "EmbeddingBatch", "Receipt", "Settlement", "Generations"}
 """Of the topics between the stages and of operators; the client has nothing to do with them."""
 
 

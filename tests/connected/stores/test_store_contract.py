@@ -620,6 +620,26 @@ class TestManifestStore:
         found = [manifest for page in manifests.scan(tenant) for manifest in page]
         assert sorted(found, key=lambda one: one.key) == [live_manifest(key) for key in sorted(keys)]
 
+    def test_what_a_newer_release_wrote_is_kept_by_whoever_does_not_know_it(
+        self, settings: StoreSettings, tenant: str
+    ) -> None:
+        manifests, key, index = (
+            OpenSearchManifestStore(settings),
+            Key(tenant, "d"),
+            f"{settings.prefix}{tenant}_manifest",
+        )
+        let_in = Manifest(tenant=tenant, doc_id="d", intake=intake())
+        manifests.write({key: Stored(manifest=let_in)})
+        with opensearchpy.OpenSearch(settings.opensearch.url) as client:
+            newer = client.get(index=index, id="d")["_source"]
+            newer["intake"]["language"] = newer["region"] = "new"
+            client.index(index=index, id="d", body=newer)
+            live = msgspec.structs.replace(let_in, live=live_manifest(key).live)
+            assert manifests.write({key: replaced(manifests.read([key])[key], live)}) == set()
+            found = client.get(index=index, id="d")["_source"]
+        assert (found["region"], found["intake"]["language"]) == ("new", "new")
+        assert manifests.read([key])[key].manifest == live
+
     def test_nothing_read_and_nothing_written(self, manifests: ManifestStore) -> None:
         assert manifests.read([]) == {}
         assert manifests.write({}) == set()

@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from agents.chunk import Chunker, Incoming
 from agents.embed import Embedder
@@ -319,6 +320,17 @@ class TestSenders:
         assert refused.value.code == code
         assert manifests.stored == {}
 
+    async def test_a_tenant_is_counted_by_who_may_send_for_it_alone(self, guarded: Chunker, issuer: Issuer) -> None:
+        def counted() -> float:
+            return REGISTRY.get_sample_value("headrace_tenant_documents_total", {"tenant": "default"}) or 0.0
+
+        before = counted()
+        with pytest.raises(Poison):
+            await guarded.work([self.sent(guarded, document())])
+        assert counted() == before
+        await guarded.work([self.sent(guarded, document(), self.token(issuer))])
+        assert counted() == before + 1
+
     async def test_two_tokens_are_none(self, guarded: Chunker, issuer: Issuer) -> None:
         with pytest.raises(Poison, match="more than one"):
             await guarded.work([self.sent(guarded, document(), self.token(issuer), self.token(issuer, jti="2"))])
@@ -403,3 +415,12 @@ async def test_every_record_of_any_document_fits_its_topic_with_and_without_its_
         check_size(one)
         for embedded in await embedder.work([item(decode(one.value or b"", ChunkBatch))]):
             check_size(embedded)
+
+
+async def test_chunks_and_events_follow_from_the_record_that_they_are_of(chunker: Chunker) -> None:
+    long = arrived(chunker, document(text="one two three four five " * 400, version=2))
+    late = arrived(chunker, document(version=1), offset=1)
+    by_cause = {id(item.record): set() for item in (long, late)}
+    for one in await chunker.work([long, late]):
+        by_cause[id(one.cause)].add(one.topic)
+    assert list(by_cause.values()) == [{"documents.chunks"}, {"documents.events"}]

@@ -245,3 +245,20 @@ def test_what_is_no_receipt_is_poison(value: bytes | None) -> None:
 
 def _crash(tenant: str, ids: Sequence[str]) -> None:
     raise RuntimeError("killed")
+
+
+async def test_an_event_follows_from_the_last_receipt_of_its_version(stores: Stores) -> None:
+    """Of a version that was outdone without a receipt of its own, from the document's last one."""
+    for version in (1, 2):
+        stores.hold(revision(version), 2)
+    await stores.commit(receipt(1, "milvus"))
+    items = [item(one) for one in (receipt(2, "milvus"), receipt(1, "opensearch"), receipt(2, "opensearch"))]
+    outgoing = await stores.committer.work(items)
+    assert {(decode(one.value or b"", DocumentEvent).version, id(one.cause)) for one in outgoing} == {
+        (1, id(items[1].record)),
+        (2, id(items[2].record)),
+    }
+    await stores.commit(receipt(3, "milvus"))
+    later = [item(one) for one in both(4)]
+    outdone, live = await stores.committer.work(later)
+    assert outdone.cause is live.cause is later[-1].record

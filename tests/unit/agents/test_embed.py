@@ -153,3 +153,10 @@ def test_what_is_no_batch_is_poison(value: bytes | None) -> None:
     with pytest.raises(Poison) as refused:
         decode_chunks(record(value))
     assert refused.value.code == "bad_json"
+
+
+async def test_each_record_follows_from_the_one_whose_chunks_it_has() -> None:
+    """Of one document, too: its batches have one key."""
+    first, second = item(batch("a")), item(batch("b", "c", first=1))
+    outgoing = await Embedder(encoder=FakeEncoder()).work([first, second])
+    assert [one.cause is of.record for one, of in zip(outgoing, (first, second), strict=True)] == [True, True]

@@ -15,7 +15,7 @@ from headrace.errors import Misconfigured, Transient
 from headrace.llm.settings import LLMSettings
 from headrace.retrieval import Retriever
 from headrace.retrieval.settings import RetrievalSettings
-from headrace.serving import Answerer
+from headrace.serving import Answerer, Corpus, OneCorpus
 from headrace.serving.settings import QuerySettings
 from headrace.stores import Stored, TextRow, VectorRow
 from schemas import Answer, Attributes, Delta, Key, Live, Manifest, Revision, chunk_id, decode, revision_id
@@ -42,8 +42,7 @@ class Bench:
         self.partitions: dict[str, int] = {"p.replies": 4, "p.replies.shop": 2}
         self.responder = Responder(
             answerer=Answerer(
-                retriever=Retriever(self.vectors, self.texts, RetrievalSettings()),
-                encoder=self.encoder,
+                corpora=OneCorpus(Corpus(Retriever(self.vectors, self.texts, RetrievalSettings()), self.encoder)),
                 model=None,
                 authenticator=None,
                 retrieval=RetrievalSettings(),

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from tenacity import wait_none
@@ -36,6 +37,8 @@ class Works:
         self.slow: dict[str, asyncio.Event] = {}
         """Messages whose work ends when their event is set."""
         self.on_call: Callable[[], None] = lambda: None
+        self.told: list[str] = []
+        """Messages of which the brokers have what became of them."""
 
     def decode(self, record: Record) -> str:
         value = (record.value or b"").decode()
@@ -62,7 +65,15 @@ class Works:
             if message == MISFIT:
                 raise Misconfigured("another model")
         size = RECORD_MAX_BYTES if LARGE in messages else 1
-        return [Outgoing(topic="documents.stored", key=m.encode(), value=m.encode() * size) for m in messages]
+        return [
+            Outgoing(
+                topic="documents.stored",
+                key=m.encode(),
+                value=m.encode() * size,
+                on_confirmed=partial(self.told.append, m),
+            )
+            for m in messages
+        ]
 
 
 class Bench:
@@ -412,6 +423,27 @@ class TestBatchesInFlight:
         bench.works.away = 3
         await bench.process("b1", "b2", "b3")
         assert bench.written == bench.acked == ["b1", "b2", "b3"]
+
+
+async def test_who_wants_to_know_is_told_when_the_brokers_have_it_and_not_before() -> None:
+    bench = Bench()
+    bench.wire.confirming.clear()
+    bench.bulk.put("a", "b")
+    async with bench.running():
+        await until(lambda: "send documents.stored" in bench.journal)
+        await settled()
+        assert bench.works.told == []
+        bench.wire.confirming.set()
+        await until(lambda: len(bench.acked) == 2)
+    assert bench.works.told == ["a", "b"]
+
+
+async def test_nobody_is_told_of_what_the_brokers_refused() -> None:
+    bench = Bench()
+    bench.wire.failing = RuntimeError("refused")
+    with pytest.raises(RuntimeError, match="refused"):
+        await bench.process("a")
+    assert bench.works.told == []
 
 
 def unreadable(raw: bytes, *, first: int, last: int) -> UnreadableBatch:

@@ -152,3 +152,11 @@ class TestBoth:
         with pytest.raises(Poison) as refused:
             decode_embeddings(record(value))
         assert refused.value.code == "bad_json"
+
+
+async def test_a_receipt_follows_from_the_message_whose_rows_it_is_for() -> None:
+    items = [item(batch()), item(batch())]
+    milvus = await MilvusUpserter(vectors=FakeVectorStore(), encoder=ENCODER).work(items)
+    opensearch = await OpenSearchUpserter(texts=FakeTextStore()).work(items)
+    for receipts in (milvus, opensearch):
+        assert [one.cause is of.record for one, of in zip(receipts, items, strict=True)] == [True, True]

@@ -27,6 +27,7 @@ COMMANDS = [
     "publish",
     "schema",
     "status",
+    "top",
     "topics",
     "up",
     "verify",
@@ -90,6 +91,8 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
         ["ask", "x", "--top-k", "101"],
         ["worker", "chunks"],
         ["worker", "all", "--port", "9000"],
+        ["top", "--every", "0"],
+        ["top", "--metrics", "ftp://x"],
         ["dead", "show", "12"],
         ["dead", "list", "--since", "yesterday"],
         ["dead", "replay"],
@@ -139,6 +142,19 @@ def test_config_says_what_is_set_and_by_whom() -> None:
     assert "# sasl_username is not set" in lines
     assert "hush-hush" not in toml(found)
     assert nested(found)["kafka"]["partitions"] == 3
+
+
+def test_config_shows_tables_of_settings_without_their_secrets() -> None:
+    settings = Settings.model_validate(
+        {
+            "tracing": {"headers": {"authorization": "Bearer abc"}},
+            "query": {"tiers": {"premium": {"per_second": 5, "burst": 20}}},
+        }
+    )
+    effective = list(settings_of(settings, "HEADRACE_"))
+    read = tomllib.loads(toml(effective))
+    assert read["tracing"]["headers"] == nested(effective)["tracing"]["headers"] == {"authorization": MASK}
+    assert read["query"]["tiers"] == {"premium": {"per_second": 5, "burst": 20}}
 
 
 def test_config_can_be_read_as_settings_again() -> None:

@@ -20,6 +20,8 @@ from schemas import (
     EmbeddingBatch,
     EventError,
     Fusion,
+    GenerationInfo,
+    Generations,
     Hit,
     HitScores,
     Intake,
@@ -173,6 +175,19 @@ EXAMPLES: dict[str, msgspec.Struct] = {
     ),
     "settlement": Settlement(
         action="parked", at=AT, run="7f3a9c21d0e4", reason="it has been replayed 1 time and died again"
+    ),
+    "generations": Generations(
+        live="2",
+        telling=None,
+        held=[""],
+        known={
+            "": GenerationInfo(encoder={"backend": "torch", "model": "small"}, since=AT),
+            "2": GenerationInfo(encoder={"backend": "static"}, since=AT, state="live"),
+        },
+        previous="",
+        lease_s=5.0,
+        phase="telling",
+        marks={"documents.events.g2": {"0": 41}},
     ),
     "delta": Delta(delta="At night"),
     "manifest": Manifest(

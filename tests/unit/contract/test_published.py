@@ -285,6 +285,7 @@ def test_each_stage_sends_and_receives_what_the_table_says() -> None:
     outside = {"producers", "operators", "apps"}
     assert operations == {
         *((stage, "receive", topic.name) for topic in TOPICS for stage in topic.read_by if stage not in outside),
+        *((stage, "receive", topic.name) for topic in TOPICS for stage in topic.watched_by),
         *((stage, "send", topic.name) for topic in TOPICS for stage in topic.written_by if stage not in outside),
     }
 

@@ -24,6 +24,7 @@ from headrace.stores.milvus import MilvusStore
 from headrace.stores.opensearch import OpenSearchTextStore
 from topics import GROUPS, LANES, TOPICS, Names
 from topics.provisioning import topic_config
+from topics.settings import KafkaSettings
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data" / "kubernetes"
@@ -166,20 +167,36 @@ def test_every_setting_of_a_stage_exists(
     assert settings.log.format == "json"
 
 
+@pytest.mark.parametrize(
+    ("component", "sasl", "credentials"),
+    [
+        ("kafka-sasl", "scram_sha512", lambda kafka: (kafka.sasl_username, kafka.password())),
+        (
+            "kafka-oauth",
+            "oauthbearer",
+            lambda kafka: (kafka.oauth.client_id, kafka.oauth.client_secret.get_secret_value()),
+        ),
+    ],
+)
 def test_the_settings_of_kafka_behind_sasl_are_whole_with_its_secret(
-    with_component: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    with_component: Build,
+    component: str,
+    sasl: str,
+    credentials: Callable[[KafkaSettings], tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    objects = with_component("kafka-sasl")
+    objects = with_component(component)
     references = one(objects, "TriggerAuthentication", "headrace-kafka")["spec"]["secretTargetRef"]
     for reference in references:
-        (tmp_path / reference["key"]).write_text("x")
+        value = "https://issuer.example/token" if reference["key"].endswith("_URL") else reference["parameter"]
+        (tmp_path / reference["key"]).write_text(value)
     kafka = settings_of(objects, "chunk", monkeypatch, tmp_path).kafka
-    assert (kafka.sasl_username, kafka.secured) == ("x", True)
+    assert credentials(kafka) == ("username", "password")
+    assert kafka.secured
     for trigger in kafka_triggers(objects, "chunk"):
-        assert (trigger["sasl"], trigger["tls"]) == (
-            kafka.sasl_mechanism.lower().replace("-", "_").replace("sha_", "sha"),
-            "enable",
-        )
+        assert (trigger["sasl"], trigger["tls"]) == (sasl, "enable")
+        assert kafka.sasl_mechanism.replace("-", "").lower() == sasl.replace("_", "")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -361,7 +378,8 @@ def test_a_stage_may_read_and_write_what_the_topic_table_says_and_nothing_else(
 ) -> None:
     wanted = {("group", NAMES.group(stage), "literal", operation) for operation in ("Describe", "Read")}
     for topic in TOPICS:
-        for operation in ("Read",) * (stage in topic.read_by) + ("Write",) * (stage in topic.written_by):
+        reads = stage in (*topic.read_by, *topic.watched_by)
+        for operation in ("Read",) * reads + ("Write",) * (stage in topic.written_by):
             wanted |= {("topic", topic.name, "literal", "Describe"), ("topic", topic.name, "literal", operation)}
     if stage == "query":  # The topics that applications ask to be answered on.
         wanted |= {("topic", "replies.", "prefix", "Describe"), ("topic", "replies.", "prefix", "Write")}
@@ -375,7 +393,7 @@ def test_keda_may_look_at_lags_alone(with_component: Build) -> None:
     assert acls(one(with_component("strimzi"), "KafkaUser", "headrace-keda")) == wanted
 
 
-@pytest.mark.parametrize("component", ["strimzi", "kafka-sasl"])
+@pytest.mark.parametrize("component", ["strimzi", "kafka-sasl", "kafka-oauth"])
 def test_keda_asks_the_brokers_as_safely_as_the_workers(with_component: Build, component: str) -> None:
     objects = with_component(component)
     for stage in GROUPS:
@@ -422,6 +440,13 @@ def test_a_stage_reaches_the_stores_that_it_works_with_and_has_their_secrets_alo
     assert all(source["secret"]["optional"] for source in secrets["projected"]["sources"])
 
 
+@pytest.mark.parametrize("stage", GROUPS)
+def test_a_collectors_token_is_among_the_secrets_of_each_stage(with_component: Build, stage: str) -> None:
+    pod = pods(with_component("tracing"))[f"headrace-{stage}"]
+    (secrets,) = [volume for volume in pod["volumes"] if volume["name"] == "secrets"]
+    assert {"secret": {"name": "headrace-tracing", "optional": True}} in secrets["projected"]["sources"]
+
+
 def test_policies_open_the_ports_at_which_the_settings_look(with_component: Build) -> None:
     policies = {
         o["metadata"]["name"]: o["spec"] for o in with_component("network-policies") if o["kind"] == "NetworkPolicy"
@@ -436,6 +461,7 @@ def test_policies_open_the_ports_at_which_the_settings_look(with_component: Buil
         "kafka": {plain["HEADRACE_KAFKA__BOOTSTRAP_SERVERS"], strimzi["HEADRACE_KAFKA__BOOTSTRAP_SERVERS"]},
         "milvus": {plain["HEADRACE_STORES__MILVUS__URI"]},
         "opensearch": {plain["HEADRACE_STORES__OPENSEARCH__URL"]},
+        "tracing": {environment(with_component("tracing"), "query")["HEADRACE_TRACING__ENDPOINT"]},
     }.items():
         (rule,) = policies[f"headrace-{server}"]["egress"]
         (peer,) = rule["to"]
@@ -483,3 +509,22 @@ def test_a_model_from_a_volume_is_where_its_setting_says_in_every_stage(with_com
         (mount,) = [m for m in container(objects, stage)["volumeMounts"] if m["name"] == "models"]
         assert model.parent == Path(mount["mountPath"])
         assert mount["readOnly"] is True
+
+
+def test_a_model_out_of_an_image_is_copied_to_where_its_setting_says_by_a_confined_container(
+    with_component: Build,
+) -> None:
+    objects = with_component("model-image")
+    for stage in GROUPS:
+        worker, pod = container(objects, stage), pods(objects)[f"headrace-{stage}"]
+        (copying,) = pod["initContainers"]
+        assert copying["command"][-1] == environment(objects, stage)["HEADRACE_ENCODER__MODEL"]
+        (written,) = copying["volumeMounts"]
+        (read,) = [mount for mount in worker["volumeMounts"] if mount["name"] == written["name"]]
+        assert (read["mountPath"], read["readOnly"]) == (written["mountPath"], True)
+        (volume,) = [volume for volume in pod["volumes"] if volume["name"] == written["name"]]
+        assert "emptyDir" in volume
+        assert copying["securityContext"] == worker["securityContext"]
+        assert {"cpu", "memory"} <= copying["resources"]["requests"].keys()
+        assert re.search(r":\d+\.\d+\.\d+$", copying["image"])
+        assert "envFrom" not in copying, "it needs no setting and no secret"

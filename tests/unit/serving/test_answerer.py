@@ -12,7 +12,7 @@ from headrace.llm import CallFailed, Prompt, Refused
 from headrace.llm.settings import LLMSettings
 from headrace.retrieval import Found
 from headrace.retrieval.settings import RetrievalSettings
-from headrace.serving import Answerer, Question
+from headrace.serving import Answerer, Corpus, OneCorpus, Question
 from headrace.serving.settings import QuerySettings, RateSettings
 from schemas import Answer, Hit, HitScores, Query, Usage
 from tests.fakes.encoder import FakeEncoder
@@ -104,7 +104,8 @@ class Bench:
             "llm": LLMSettings(provider="openai", model="model", api_key="key", timeout_s=40),  # type: ignore[arg-type]
             "settings": QuerySettings(),
         }
-        self.answerer = Answerer(retriever=self.retriever, encoder=self.encoder, **(known | settings))  # type: ignore[arg-type]
+        corpus = Corpus(self.retriever, self.encoder)  # type: ignore[arg-type]
+        self.answerer = Answerer(corpora=OneCorpus(corpus), **(known | settings))
 
     async def ask(self, *, seconds: float = 60, **query: Any) -> Answer:
         asked = Query(**({"query": "When does it open?", "mode": "answer"} | query))
