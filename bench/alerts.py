@@ -306,9 +306,12 @@ def _make(trouble: Trouble) -> None:
         trouble.deployed.wait(["commit"])
         time.sleep(3)
 
-    trouble.provokes(
-        "commit restarts again and again", "HeadraceWorkerRestarts", "HeadraceWorkerStandsStill", meanwhile=again
-    )
+    trouble.provokes("commit restarts again and again", "HeadraceWorkerRestarts", meanwhile=again)
+    _alone_in_its_group(trouble)
+    _frozen_and_gone(trouble)
+
+
+def _frozen_and_gone(trouble: Trouble) -> None:
     frozen = trouble.deployed.workers["chunk"]
     frozen.send_signal(signal.SIGSTOP)
     try:
@@ -317,6 +320,25 @@ def _make(trouble: Trouble) -> None:
         frozen.send_signal(signal.SIGCONT)
     trouble.stop("query")
     trouble.provokes("no query worker", "HeadraceNobodyAnswers")
+
+
+def _alone_in_its_group(trouble: Trouble) -> None:
+    """A frozen member keeps the others of its group waiting, until the brokers give it up."""
+    with trouble.deployed.log("second-commit").open("ab") as log:
+        # Given up later than another commit takes to start.
+        own = {"HEADRACE_WORKER__PORT": "0", "HEADRACE_WORKER__SESSION_TIMEOUT_S": "60"}
+        environment = {**trouble.deployed.environment, **own}
+        second = subprocess.Popen(command("commit"), stdout=log, stderr=log, env=environment)
+    try:
+        joined = 'changes(headrace_rebalances_total{stage="commit"}[10s]) > 0'
+        _until(lambda: not trouble.server.query(joined), "the group is at rest")
+        _until(lambda: bool(trouble.server.query(joined)), "a second commit is in the group")
+        second.send_signal(signal.SIGSTOP)
+        trouble.restart("commit")
+        trouble.provokes("commit waits for a frozen member of its group", "HeadraceWorkerStandsStill")
+    finally:
+        second.kill()
+        second.wait()
 
 
 def _dashboards_in_trouble(server: Prometheus) -> Table:

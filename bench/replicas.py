@@ -19,9 +19,9 @@ from rich.table import Table
 
 from bench.keda import Offsets, Reported, Scaled, Trigger, scaled_objects
 from bench.overlays import K8S, built
-from headrace.cli.condition import committed_offsets, offsets
+from headrace.cli.condition import offsets
 from headrace.cli.console import out
-from headrace.cli.kafka import ANSWER_WITHIN_S, QUIET, translated
+from headrace.cli.kafka import ANSWER_WITHIN_S, QUIET, Positions, translated
 from headrace.config import load_settings
 from headrace.errors import HeadraceError, Misconfigured
 from topics import GROUPS, Names
@@ -51,6 +51,7 @@ class Broker:
         with translated(self._config):
             self._admin = AdminClient(self._config)
         self._partitions = existing_topics(self._config)
+        self._positions = Positions(self._config)
 
     def offsets(self, trigger: Trigger) -> Offsets:
         topic, group = self._topic(trigger.topic), self._group(trigger.group)
@@ -58,8 +59,8 @@ class Broker:
             raise Misconfigured(f"missing topic: {topic} (`headrace topics create` makes it)")
         with translated(self._config):
             places = [TopicPartition(topic, number) for number in range(self._partitions[topic])]
-            committed = committed_offsets(self._admin, group)
             ends = offsets(self._admin, places, OffsetSpec.latest())
+        committed = self._positions.committed(group, ends)
         return {partition: (committed.get((topic, partition)), end) for (_, partition), end in ends.items()}
 
     def members(self, group: str) -> int:

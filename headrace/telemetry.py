@@ -90,7 +90,7 @@ CITATIONS_REMOVED = Counter(
     "Markers and quotations that answers had and their passages don't bear out",
     ["reason"],
 )
-DEGRADED = Counter("headrace_degraded_answers", "Answers made without a part", ["without"])
+DEGRADED = Counter("headrace_degraded_answers", "Answers made without a part", ["part"])
 REPLY_ADDRESSES_REFUSED = Counter(
     "headrace_reply_addresses_refused", "Requests whose reply topic or partition can't be used; answered on `replies`"
 )

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import msgspec
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from headrace.cli.deadletters import State, counts
@@ -197,13 +197,6 @@ def offsets(admin: AdminClient, partitions: list[TopicPartition], spec: OffsetSp
     if min(found.values(), default=0) < 0:
         raise Transient("kafka", f"the leaders of partitions did not answer within {ANSWER_WITHIN_S:.0f} s")
     return found
-
-
-def committed_offsets(admin: AdminClient, group: str) -> dict[Place, int]:
-    """Nothing for a group that nobody has joined yet."""
-    asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)], request_timeout=ANSWER_WITHIN_S)
-    found = asked[group].result().topic_partitions or []
-    return {(place.topic, place.partition): place.offset for place in found if place.offset >= 0}
 
 
 def tenant_counts(settings: Settings) -> list[TenantCount]:

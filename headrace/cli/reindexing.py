@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from confluent_kafka import KafkaError, Message, Producer
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from headrace import wiring
 from headrace.cli.console import err
@@ -156,7 +157,7 @@ class Reindexing:
         if not self.own_workers:
             return
         settings = self.new.settings
-        groups = GroupReader(settings.kafka).read().groups
+        groups = self._patiently(GroupReader(settings.kafka).read).groups
         ours = self.workers.stages()
         stages = [stage for stage in DOCUMENT_STAGES if stage in ours or not groups[stage].workers]
         if not stages:
@@ -180,7 +181,7 @@ class Reindexing:
         reader, filling = GroupReader(self.new.settings.kafka), Filling()
         with self._showing():
             while True:
-                groups = reader.read()
+                groups = self._patiently(reader.read)
                 now = time.monotonic()
                 estimate = filling.add(seen(groups, now))
                 self._show(f"making generation {display(self.new.name)}", estimate)
@@ -309,6 +310,16 @@ class Reindexing:
         }
 
     # While it goes.
+
+    def _patiently(self, ask: Callable[[], Groups]) -> Groups:
+        """What takes hours shouldn't end because a broker is away for a moment, as after topics were made."""
+        patient = Retrying(
+            retry=retry_if_exception_type(Transient),
+            stop=stop_after_delay(self.idle_s),
+            wait=wait_fixed(LOOK_EVERY_S),
+            reraise=True,
+        )
+        return patient(ask)
 
     def _watch_workers(self) -> None:
         if self.own_workers and (failed := self.workers.failed()) is not None:

@@ -229,7 +229,7 @@ def _questions(intervals: Sequence[_Interval], query: StageRow) -> Questions:
     told = last is not None and query.errors_per_s is not None
     looks = list(last.looks.values()) if last is not None else []
     per_s = 1 / last.seconds if last is not None else 0.0
-    degraded = increase_by(looks, "headrace_degraded_answers_total", "without")
+    degraded = increase_by(looks, "headrace_degraded_answers_total", "part")
     errors = increase_by(looks, "headrace_answer_errors_total", "code")
     return Questions(
         per_s=query.messages_per_s,

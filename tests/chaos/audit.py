@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from opensearchpy import OpenSearch
 from pymilvus import MilvusClient
 
+from headrace.cli.kafka import Positions
 from headrace.config import Settings
 from headrace.stores.manifests import OpenSearchManifestStore
 from headrace.stores.milvus import collection_name
@@ -56,11 +57,10 @@ def lags(settings: Settings) -> dict[str, int]:
         for tp, future in admin.list_offsets({tp: OffsetSpec.latest() for tp in partitions}).items()
     }
     found: dict[str, int] = {}
-    for stage, topics in read.items():
-        group = names.group(stage)
-        [future] = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
-        committed = {(tp.topic, tp.partition): tp.offset for tp in future.result().topic_partitions or ()}
-        found[stage] = sum(end - max(0, committed.get(place, 0)) for place, end in ends.items() if place[0] in topics)
+    with Positions(settings.kafka.confluent()) as positions:
+        for stage, topics in read.items():
+            committed = positions.committed(names.group(stage), [place for place in ends if place[0] in topics])
+            found[stage] = sum(end - committed.get(place, 0) for place, end in ends.items() if place[0] in topics)
     return found
 
 

@@ -25,7 +25,7 @@ UNITS = ("_seconds", "_bytes", "_messages", "_ratio", "_info")
 OF_A_STATE = {"headrace_waiting", "headrace_breaker_open"}
 BOUNDED = {
     "code", "device", "direction", "kind", "lane", "model", "outcome", "reason", "service", "stage", "step", "tenant", "until",
-    "version", "without",
+    "version", "part",
 }  # fmt: skip
 
 

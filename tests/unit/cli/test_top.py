@@ -331,7 +331,7 @@ QUERY = """\
 search_latency_ms_bucket{le="100.0"} %d
 search_latency_ms_bucket{le="250.0"} %d
 search_latency_ms_bucket{le="+Inf"} %d
-headrace_degraded_answers_total{without="milvus"} %d
+headrace_degraded_answers_total{part="milvus"} %d
 headrace_answer_errors_total{code="timeout"} %d
 headrace_in_hand_messages{stage="query"} 0
 """
