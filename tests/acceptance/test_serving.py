@@ -177,7 +177,9 @@ def test_without_its_model_an_answer_is_made_of_the_hits_and_says_so(served: Ser
 
 
 def test_a_model_that_breaks_off_is_never_taken_for_a_whole_answer(served: Served) -> None:
-    served.model.script.append(Cut(pieces=[f"These are words {number}. " for number in range(40)], after=30))
+    # Not all at once: a reset takes away what the other side has not read yet.
+    pieces = [f"These are words {number}. " for number in range(40)]
+    served.model.script.append(Cut(pieces=pieces, after=30, pause_s=0.02))
     correlation = served.asking.send(QUESTION | {"stream": True})
     [whole] = served.asking.answers([correlation])
     messages = served.asking.replies[correlation]
