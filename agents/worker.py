@@ -257,10 +257,11 @@ def wait_for_topics(kafka: KafkaSettings, stage: str) -> None:
     """
     there = until_kafka_answers(lambda: existing_topics(kafka.confluent()), stage)
     names = kafka.names
-    its = [topic for topic in BY_NAME.values() if stage in (*topic.read_by, *topic.written_by, *topic.watched_by)]
+    its = [topic for topic in BY_NAME.values() if stage in (*topic.read_by, *topic.written_by)]
     wanted = {names.topic(topic.name) for topic in its}
     if names.generation and stage in DOCUMENT_STAGES:
         wanted |= {names.untold(topic.name) for topic in its if topic.name in UNTOLD}
+        wanted |= {names.topic(topic.name) for topic in BY_NAME.values() if stage in topic.watched_by}
     missing = sorted(wanted - set(there))
     if missing:
         raise Misconfigured(f"Kafka has no topic {', '.join(missing)}: run `headrace topics create`")

@@ -22,6 +22,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from headrace.errors import HeadraceError, Misconfigured, Transient
 from schemas.generations import HALF_DONE, IDLE_LEASE_S, LEASE_S, Generations
 from schemas.wire import decode, encode
+from topics.provisioning import existing_topics
 from topics.reaching import check_token, metadata, no_answer, until_let_in_again
 from topics.settings import KafkaSettings
 
@@ -71,6 +72,7 @@ class GenerationWatch:
         self._group = group
         self._admin: AdminClient | None = None
         self._end = -1
+        self._is_there = True
         self._thread: threading.Thread | None = None
         self._listeners: list[Callable[[Generations], None]] = []
         self.reading: Reading | None = None
@@ -84,9 +86,15 @@ class GenerationWatch:
         self._listeners.append(listener)
 
     def start(self) -> Generations:
-        """Read it for the first time, and keep it fresh from then on. Raises Transient when nobody answers, and
-        Misconfigured when a broker refuses or the topic isn't there.
+        """Read it for the first time, and keep it fresh from then on. Where the topic isn't there, as in a deployment
+        of an earlier release, what holds without a record holds until somebody makes it.
+
+        Raises Transient when nobody answers, and Misconfigured when a broker refuses.
         """
+        # By the list of all topics: a leader that has just begun may deny one that is there.
+        if self._topic not in existing_topics(self._kafka.confluent()):
+            self._is_there = False
+            log.warning("generations_not_there", topic=self._topic)
         record = self.ask()
         if self._thread is None:
             self._thread = threading.Thread(target=self._keep_fresh, name="generations", daemon=True)
@@ -99,7 +107,7 @@ class GenerationWatch:
         return reading.record if reading is not None and reading.holds(time.monotonic()) else None
 
     def ask(self) -> Generations:
-        """Read what is there now. Raises as `start` does."""
+        """Read what is there now. Raises as `start` does, and Misconfigured when a topic that was there is gone."""
         asked = time.monotonic()
         try:
             with _translated(self._kafka):
@@ -108,11 +116,18 @@ class GenerationWatch:
                     self.reading = Reading(self.reading.record, asked)
                     return self.reading.record
                 record = _read_to(self._kafka, self._topic, end, self._group)
+        except NoTopic:
+            self._admin = None
+            if self._is_there:
+                self._end = -1
+                raise
+            end, record = -1, Generations()
         except BaseException:
             # After a broker was frozen the same client goes on with what it knew of leaders before. And a topic that
             # was away may be another one.
             self._admin, self._end = None, -1
             raise
+        self._is_there = self._is_there or end >= 0
         before, self._end, self.reading = self.reading, end, Reading(record, asked)
         if before is None or before.record != record:
             for listener in self._listeners:
@@ -201,6 +216,10 @@ class Change:
             if tick is not None:
                 tick(left_s)
             time.sleep(min(1.0, left_s))
+
+
+class NoTopic(Misconfigured):
+    """Kafka has no topic for the record."""
 
 
 class Overtaken(HeadraceError):
@@ -338,7 +357,7 @@ def _meaning(error: KafkaError, kafka: KafkaSettings) -> HeadraceError:
     if error.code() in _FENCED:
         return Overtaken("another run has begun to change the generations, which ends this one")
     if error.code() in _ABSENT:
-        return Misconfigured(f"Kafka has no topic {kafka.names.topic(TOPIC)}: run `headrace topics create`")
+        return NoTopic(f"Kafka has no topic {kafka.names.topic(TOPIC)}: run `headrace topics create`")
     if error.code() in _REFUSED:
         return Misconfigured(f"Kafka at {kafka.bootstrap_servers} refuses: {error.str()}")
     return no_answer(kafka.confluent(), error) if error.code() in _SILENCE else Transient("kafka", error.str())

@@ -28,7 +28,7 @@ from schemas.generations import LEASE_S
 from tests.conftest import PARTITIONS, Deployment, deploy, free_ports
 from topics import GROUPS
 from topics.generations import TOPIC, Change, GenerationWatch, changing_generations, read_generations
-from topics.provisioning import create_topics, create_untold
+from topics.provisioning import create_topics, create_untold, existing_topics
 from topics.table import DOCUMENT_STAGES
 
 WITHIN_S = 60.0
@@ -241,7 +241,21 @@ def test_a_watch_whose_topic_is_away_says_so_and_goes_on_when_it_is_back(deploym
     assert watch.reading.asked > before.asked
 
 
-def test_a_deployment_without_the_topic_is_told_to_make_it(servers: Settings, tmp_path: Path) -> None:
+def test_without_the_topic_there_is_one_generation_until_somebody_makes_it(deployment: Deployment) -> None:
+    kafka = deployment.settings.kafka
+    admin = AdminClient(kafka.confluent())  # It has to outlive its futures.
+    [deleted] = admin.delete_topics([kafka.names.topic(TOPIC)]).values()
+    deleted.result(30)
+    watch = GenerationWatch(kafka, group=kafka.names.group("commit"))
+    until(lambda: kafka.names.topic(TOPIC) not in existing_topics(kafka.confluent()), "it is still there")
+    assert watch.start() == Generations()
+    create_topics(kafka.confluent(), kafka.names, partitions=PARTITIONS, replication=1)
+    with changing_generations(kafka) as change:
+        change.write(Generations(phase="closing"))
+    until(lambda: watch.fresh() == Generations(phase="closing"), "it is not read")
+
+
+def test_a_command_without_the_topic_is_told_to_make_it(servers: Settings, tmp_path: Path) -> None:
     kafka = servers.kafka.model_copy(update={"topic_prefix": "nobody-has-made-these."})
     with pytest.raises(Misconfigured, match="headrace topics create"):
         read_generations(kafka)
