@@ -74,6 +74,7 @@ class GenerationWatch:
         self._end = -1
         self._is_there = True
         self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
         self._listeners: list[Callable[[Generations], None]] = []
         self.reading: Reading | None = None
         self.away: tuple[str, float] | None = None
@@ -100,6 +101,12 @@ class GenerationWatch:
             self._thread = threading.Thread(target=self._keep_fresh, name="generations", daemon=True)
             self._thread.start()
         return record
+
+    def stop(self) -> None:
+        """Ask no more; what is known grows old. Returns when the last asking is over."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def fresh(self) -> Generations | None:
         """The record, if it may be gone by now. From any thread."""
@@ -140,8 +147,7 @@ class GenerationWatch:
         return _end(self._admin, self._kafka, self._topic)
 
     def _keep_fresh(self) -> None:
-        while True:
-            time.sleep(ASK_EVERY_S)
+        while not self._stopped.wait(ASK_EVERY_S):
             try:
                 self.ask()
             except HeadraceError as exc:

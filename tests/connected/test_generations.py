@@ -119,6 +119,14 @@ def generations(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
+def watch(deployment: Deployment) -> Iterator[GenerationWatch]:
+    kafka = deployment.settings.kafka
+    made = GenerationWatch(kafka, group=kafka.names.group("commit"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
 def app(generations: tuple[Generation, Generation]) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
     """Asks, and gives the hits."""
     kafka = generations[0].kafka
@@ -204,10 +212,11 @@ def test_who_begins_to_change_the_record_ends_who_did_before(deployment: Deploym
     assert read_generations(kafka) == Generations(phase="done")
 
 
-def test_a_watch_tells_of_each_record_and_what_it_knows_grows_old(deployment: Deployment) -> None:
+def test_a_watch_tells_of_each_record_and_what_it_knows_grows_old(
+    deployment: Deployment, watch: GenerationWatch
+) -> None:
     kafka = deployment.settings.kafka
     heard: list[str] = []
-    watch = GenerationWatch(kafka, group=kafka.names.group("commit"))
     watch.follow(lambda record: heard.append(record.phase))
     watch.start()
     assert watch.fresh() == Generations()
@@ -222,9 +231,10 @@ def test_a_watch_tells_of_each_record_and_what_it_knows_grows_old(deployment: De
     assert not reading.holds(reading.asked + LEASE_S + 0.1)
 
 
-def test_a_watch_whose_topic_is_away_says_so_and_goes_on_when_it_is_back(deployment: Deployment) -> None:
+def test_a_watch_whose_topic_is_away_says_so_and_goes_on_when_it_is_back(
+    deployment: Deployment, watch: GenerationWatch
+) -> None:
     kafka = deployment.settings.kafka
-    watch = GenerationWatch(kafka, group=kafka.names.group("commit"))
     watch.start()
     assert watch.away is None
     admin = AdminClient(kafka.confluent())  # It has to outlive its futures.
@@ -241,12 +251,13 @@ def test_a_watch_whose_topic_is_away_says_so_and_goes_on_when_it_is_back(deploym
     assert watch.reading.asked > before.asked
 
 
-def test_without_the_topic_there_is_one_generation_until_somebody_makes_it(deployment: Deployment) -> None:
+def test_without_the_topic_there_is_one_generation_until_somebody_makes_it(
+    deployment: Deployment, watch: GenerationWatch
+) -> None:
     kafka = deployment.settings.kafka
     admin = AdminClient(kafka.confluent())  # It has to outlive its futures.
     [deleted] = admin.delete_topics([kafka.names.topic(TOPIC)]).values()
     deleted.result(30)
-    watch = GenerationWatch(kafka, group=kafka.names.group("commit"))
     until(lambda: kafka.names.topic(TOPIC) not in existing_topics(kafka.confluent()), "it is still there")
     assert watch.start() == Generations()
     create_topics(kafka.confluent(), kafka.names, partitions=PARTITIONS, replication=1)
