@@ -1,6 +1,7 @@
 """The real servers, and a pipeline of real worker processes with topics, groups and stores of its own."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,8 +26,19 @@ from headrace.localstack.stack import LocalStack
 from topics import GROUPS
 from topics.provisioning import create_topics
 
+# The settings refuse variables of headrace that they don't know, so this must be gone before anybody reads them.
+_SEED = os.environ.pop("HEADRACE_CHAOS_SEED", None)
+
 PARTITIONS = 4
 READY_WITHIN_S = 180.0
+
+
+@pytest.fixture
+def seed() -> int:
+    """HEADRACE_CHAOS_SEED, or a random one: what is drawn from it comes again."""
+    seed = int(_SEED) if _SEED else random.SystemRandom().randrange(10**6)
+    print(f"HEADRACE_CHAOS_SEED={seed} draws the same again")
+    return seed
 
 
 @pytest.fixture(scope="session")

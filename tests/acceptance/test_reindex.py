@@ -79,8 +79,7 @@ def static(servers: Settings, tmp_path: Path) -> Iterator[Deployment]:
         made.drop()
 
 
-def test_an_encoder_is_changed_under_load_killed_half_way_and_changed_back(static: Deployment) -> None:
-    seed = random.SystemRandom().randrange(10**6)
+def test_an_encoder_is_changed_under_load_killed_half_way_and_changed_back(static: Deployment, seed: int) -> None:
     random_, expectation = random.Random(seed), Expectation()
     settings = static.settings
     load = Load(Publisher(static, expectation), draw(seed, LOAD).sends)
@@ -116,17 +115,17 @@ def test_an_encoder_is_changed_under_load_killed_half_way_and_changed_back(stati
     errors = Counter(asked.answer["error"]["code"] for asked in reader.asked.values() if (asked.answer or {})["error"])
     with_hits = sum(bool(asked.answer and asked.answer["hits"]) for asked in reader.asked.values())
     print(
-        f"seed {seed}: killed at {phase}; {len(load.sent)} records of {len(expectation.keys)} documents, "
+        f"killed at {phase}; {len(load.sent)} records of {len(expectation.keys)} documents, "
         f"{len(reader.asked)} questions, {with_hits} answers with hits, {errors.total()} with an error, "
         f"{len(reader.events)} events"
     )
     assert not reader.broken, reader.broken
     assert not load.publisher.failures, load.publisher.failures
-    assert faults == [], f"seed {seed}, killed at {phase}"
+    assert faults == [], f"killed at {phase}"
     assert errors.keys() <= OF_A_BUSY_MACHINE, errors
-    assert untold(reader, expectation) == [], f"seed {seed}, killed at {phase}"
+    assert untold(reader, expectation) == [], f"killed at {phase}"
     assert dead_letter_faults(settings, [send for send in load.sent if send.mark is not None]) == []
-    assert list(audit(settings, expectation).lines()) == [], f"seed {seed}, killed at {phase}"
+    assert list(audit(settings, expectation).lines()) == [], f"killed at {phase}"
     assert with_hits > ANSWERS_AT_LEAST
 
 

@@ -1,7 +1,6 @@
-"""Each run has a seed: HEADRACE_CHAOS_SEED, or a random one that a failure prints. HEADRACE_CHAOS_FORM=long is `make chaos`."""
+"""HEADRACE_CHAOS_FORM=long is `make chaos`."""
 
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +9,8 @@ import pytest
 from tests.chaos.servers import OwnServers
 from tests.conftest import Deployment, deploy
 
-# The settings refuse variables of headrace that they don't know, so these must be gone before anybody reads them.
-_SEED = os.environ.pop("HEADRACE_CHAOS_SEED", None)
+# The settings refuse variables of headrace that they don't know, so this must be gone before anybody reads them.
 _FORM = os.environ.pop("HEADRACE_CHAOS_FORM", "short")
-
-
-@pytest.fixture
-def seed() -> int:
-    return random.SystemRandom().randrange(10**6) if not _SEED else int(_SEED)
 
 
 @pytest.fixture

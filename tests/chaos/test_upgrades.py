@@ -112,7 +112,6 @@ def test_old_and_new_workers_of_every_stage_work_together_on_the_way_there_and_b
     plan = draw(seed, FLOW)
     reader = Reader(settings.kafka.bootstrap_servers, settings.kafka.topic_prefix, seed)
     rollout = Rollout(cheap_deployment, {"this": ROOT, "next": next_release(tmp_path / "next")})
-    print(f"HEADRACE_CHAOS_SEED={seed} gives this run again")
     try:
         rollout.start_all("this")
         with flowing(cheap_deployment, plan, reader, expectation) as flow:

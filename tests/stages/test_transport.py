@@ -1,7 +1,6 @@
 """The hardened transport on a real broker, under real kills: `copy_worker.py` copies `documents.stored` to `documents.events`."""
 
 import asyncio
-import os
 import random
 import signal
 import subprocess
@@ -153,9 +152,7 @@ def copying(deployment: Deployment) -> Copying:
     return Copying(deployment)
 
 
-def test_nothing_is_lost_while_workers_are_killed_and_started(copying: Copying) -> None:
-    seed = int(os.environ.get("HEADRACE_CHAOS_SEED", "0")) or random.randrange(2**32)
-    print(f"HEADRACE_CHAOS_SEED={seed}")
+def test_nothing_is_lost_while_workers_are_killed_and_started(copying: Copying, seed: int) -> None:
     dice = random.Random(seed)
     values = [str(number).encode() for number in range(12_000)]
     workers = [copying.start(SLOW_S="0.2") for _ in range(3)]
