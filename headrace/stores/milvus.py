@@ -46,6 +46,8 @@ _HNSW = {"index_type": "HNSW", "metric_type": "COSINE", "params": {"M": 16, "efC
 _FLAT = {"index_type": "FLAT", "metric_type": "COSINE", "params": {}}
 _EF_LEAST = 64  # below this, recall suffers even for the best few
 _LOAD_POLL_S = 0.1
+_LOADED_WITHIN_S = 60.0
+"""After a start Milvus brings back one collection after the other."""
 _VISIBLE_POLL_S = 0.05
 _GONE_AFTER_S = 5.0
 """When a row that was stored isn't found for so long, it is asked whether it is still there."""
@@ -181,7 +183,7 @@ class MilvusStore:
 
     def count(self, tenant: str) -> StoreCount:
         name = collection_name(self._prefix, tenant)
-        counted = self._read(
+        counted = self._read_once_loaded(
             name,
             lambda client, **bounds: client.query(
                 name, filter="", output_fields=["count(*)"], consistency_level="Strong", **bounds
@@ -276,6 +278,14 @@ class MilvusStore:
             self._serve(name)
             raise
 
+    def _read_once_loaded(self, name: str, call: Callable[..., T]) -> T | None:
+        """What `_read` does, for one who reads all: a Milvus that has just started gets time to load it."""
+        try:
+            return self._read(name, call)
+        except NotLoaded:
+            self._wait_until_loaded(name, within_s=_LOADED_WITHIN_S)
+            return self._read(name, call)
+
     def _found(self, name: str, ids: Collection[str], *, consistency: str) -> set[str]:
         found: set[str] = set()
         for request in in_requests(sorted(ids), len):
@@ -297,7 +307,7 @@ class MilvusStore:
         """
         expression = condition
         while True:
-            page = self._read(
+            page = self._read_once_loaded(
                 name,
                 lambda client, *, expression=expression, **bounds: client.query(
                     name,
@@ -330,7 +340,7 @@ class MilvusStore:
             self._serve(name)
             # Its first rows are to be found when we say that they are stored. Milvus takes about 3 s to load an empty
             # collection.
-            self._wait_until_loaded(name)
+            self._wait_until_loaded(name, within_s=self._settings.timeout_s)
         self._ready.add(name)
 
     def _describe(self, name: str, *, timeout_s: float | None = None) -> str | None:
@@ -391,13 +401,11 @@ class MilvusStore:
             index_type = "FLAT" if _before_2_4.match(version) else "HNSW"
         return {"FLAT": _FLAT, "HNSW": _HNSW}[index_type]
 
-    def _wait_until_loaded(self, name: str) -> None:
-        give_up = time.monotonic() + self._settings.timeout_s
+    def _wait_until_loaded(self, name: str, *, within_s: float) -> None:
+        give_up = time.monotonic() + within_s
         while self._call(lambda client, **bounds: client.get_load_state(name, **bounds))["state"] != LoadState.Loaded:
             if time.monotonic() > give_up:
-                raise NotLoaded(
-                    SERVICE, f"the collection {name} is still not loaded after {self._settings.timeout_s:g} s"
-                )
+                raise NotLoaded(SERVICE, f"the collection {name} is still not loaded after {within_s:g} s")
             time.sleep(_LOAD_POLL_S)
 
     def _call(self, call: Callable[..., T], *, timeout_s: float | None = None) -> T:

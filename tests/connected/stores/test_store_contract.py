@@ -302,6 +302,16 @@ class TestMilvus:
         assert time.monotonic() - started < 2
         eventually(is_served)
 
+    def test_who_reads_all_waits_until_a_released_collection_is_loaded_again(
+        self, settings: StoreSettings, tenant: str
+    ) -> None:
+        store = MilvusStore(settings, ENCODER)
+        store.upsert(tenant, [vector_row("r-0")])
+        MilvusClient(settings.milvus.uri, timeout=5).release_collection(collection_name(settings.prefix, tenant))
+        assert [row.id for page in store.rows(tenant) for row in page] == ["r-0"]
+        MilvusClient(settings.milvus.uri, timeout=5).release_collection(collection_name(settings.prefix, tenant))
+        assert store.count(tenant).chunks == 1
+
     def test_attributes_at_their_limits(self, settings: StoreSettings, tenant: str) -> None:
         store = MilvusStore(settings, ENCODER)
         tags = [f"{place:0511d}é"[:512] for place in range(100)]
