@@ -26,7 +26,7 @@ from headrace.config import WorkerSettings
 from headrace.errors import Misconfigured, Transient
 from headrace.tracing import Tracer
 from topics import BY_NAME, GROUPS, LANES, Lane, Names
-from topics.provisioning import existing_topics
+from topics.provisioning import existing_topics, misfits
 from topics.settings import KafkaSettings
 from topics.table import DEAD_MAX_BYTES, DOCUMENT_STAGES, UNTOLD
 
@@ -253,18 +253,22 @@ class Process(faust.Worker):
 
 def wait_for_topics(kafka: KafkaSettings, stage: str) -> None:
     """Wait until a broker answers, as long as it takes; raise Misconfigured when one refuses, or the stage's topics
-    aren't there.
+    aren't there, or can't be used as they are.
     """
     there = until_kafka_answers(lambda: existing_topics(kafka.confluent()), stage)
     names = kafka.names
     its = [topic for topic in BY_NAME.values() if stage in (*topic.read_by, *topic.written_by)]
-    wanted = {names.topic(topic.name) for topic in its}
+    wanted = {names.topic(topic.name): topic for topic in its}
+    watched = {names.topic(topic.name): topic for topic in BY_NAME.values() if stage in topic.watched_by}
     if names.generation and stage in DOCUMENT_STAGES:
-        wanted |= {names.untold(topic.name) for topic in its if topic.name in UNTOLD}
-        wanted |= {names.topic(topic.name) for topic in BY_NAME.values() if stage in topic.watched_by}
-    missing = sorted(wanted - set(there))
+        wanted |= {names.untold(topic.name): topic for topic in its if topic.name in UNTOLD}
+        wanted |= watched
+    missing = sorted(wanted.keys() - there.keys())
     if missing:
         raise Misconfigured(f"Kafka has no topic {', '.join(missing)}: run `headrace topics create`")
+    looked_at = {name: topic for name, topic in (wanted | watched).items() if name in there}
+    if wrong := misfits(kafka.confluent(), looked_at):
+        raise Misconfigured("; ".join(wrong))
 
 
 def until_kafka_answers(ask: Callable[[], T], stage: str) -> T:

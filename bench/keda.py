@@ -1,8 +1,9 @@
 """How many pods KEDA and the HorizontalPodAutoscaler make of a group's lag, by their own rules.
 
 Of KEDA: what its kafka scaler reports (pkg/scalers/kafka_scaler.go), when it wakes a target and lets it sleep
-(pkg/scaling/executor/scale_scaledobjects.go), and its fallback (pkg/fallback/fallback.go), as they are at commit
-8b4f083, between 2.20.2 and 2.21; https://keda.sh/docs/latest/scalers/apache-kafka/ documents the fields.
+(pkg/scaling/executor/scale_scaledobjects.go), and its fallback (pkg/fallback/fallback.go and
+pkg/scaling/scale_handler.go), as they are in 2.20.2; https://keda.sh/docs/2.20/scalers/apache-kafka/ documents the
+fields.
 Of the HorizontalPodAutoscaler: an external metric with an average value, its tolerance, and `behavior`, as
 https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale/ describes them.
 
@@ -187,10 +188,12 @@ class Autoscaler:
         self._changes: list[tuple[float, int]] = []
 
     def look(self, now: float, told: Sequence[Reported] | None) -> int:
-        """How many pods there are to be from now on. None: the lag could not be asked for."""
+        """How many pods there are to be from now on. None: brokers answer, and don't tell the lag. (Where none answers
+        KEDA has no client to look with: then this isn't called, and nothing changes.)
+        """
         scaled, before = self._scaled, self.pods
         self._failures = self._failures + 1 if told is None else 0
-        if told is not None and any(one.active for one in told):
+        if self._falls_back() or (told is not None and any(one.active for one in told)):
             self._active_at = now
             self.pods = self.pods or max(1, scaled.least)
         elif told is not None and not scaled.least and self._cooled_down(now):
@@ -201,6 +204,10 @@ class Autoscaler:
             self._changes.append((now, self.pods - before))
         return self.pods
 
+    def _falls_back(self) -> bool:
+        """Which counts as active: a target that sleeps is woken by it."""
+        return self._scaled.fallback > 0 and self._failures > self._scaled.failure_threshold
+
     def _cooled_down(self, now: float) -> bool:
         return self._active_at is None or now - self._active_at > self._scaled.cooldown_s
 
@@ -209,9 +216,7 @@ class Autoscaler:
         if told is not None:
             quiet = not any(one.active for one in told)
             return max(1, scaled.least) if quiet else scaled.pods(told, self.pods)
-        if self._failures <= scaled.failure_threshold:
-            return self.pods
-        return min(scaled.most, max(self.pods, scaled.fallback))
+        return min(scaled.most, max(self.pods, scaled.fallback)) if self._falls_back() else self.pods
 
     def _paced(self, now: float, wish: int) -> int:
         up, down = self._scaled.up, self._scaled.down

@@ -46,4 +46,5 @@ def environment(kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch) -> KafkaS
     monkeypatch.setenv("HEADRACE_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
     monkeypatch.setenv("HEADRACE_KAFKA__TOPIC_PREFIX", kafka.topic_prefix)
     monkeypatch.setenv("HEADRACE_KAFKA__GROUP_PREFIX", kafka.group_prefix)
+    monkeypatch.setenv("HEADRACE_KAFKA__PARTITIONS", str(kafka.partitions))
     return kafka

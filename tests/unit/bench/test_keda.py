@@ -147,6 +147,12 @@ def test_a_lag_that_cannot_be_asked_for_takes_no_pods_and_after_some_tries_gives
     assert Autoscaler(scaled(), pods=5).look(0, None) == 5
 
 
+def test_a_stage_that_sleeps_is_woken_by_the_fallback_and_by_nothing_before() -> None:
+    keda = Autoscaler(scaled(fallback=1), pods=0)
+    assert [keda.look(15 * number, None) for number in range(5)] == [0, 0, 0, 1, 1]
+    assert [keda.look(now, told(0)) for now in (75, 345, 375)] == [1, 1, 0]
+
+
 def test_the_fields_of_a_scaled_object_are_read_as_keda_reads_them() -> None:
     metadata = {"topic": "t", "consumerGroup": "g", "lagThreshold": "7", "offsetResetPolicy": "earliest"}
     behavior = {

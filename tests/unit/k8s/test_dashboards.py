@@ -18,11 +18,15 @@ from schemas.query import ErrorCode
 from topics import GROUPS, LANES
 
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-TARGET = {"namespace", "pod", "container", "job", "instance"}
-"""What a PodMonitor adds to every series."""
+TARGET = {"namespace", "pod", "container", "job", "instance", "generation"}
+"""What a PodMonitor adds to every series; the last one is of a second generation's."""
 KEDA_LABELS = {"namespace", "exported_namespace", "metric", "scaledObject", "scaler", "triggerIndex", "type"}
-KEDA = {"keda_scaler_metrics_value": KEDA_LABELS, "keda_scaler_detail_errors_total": KEDA_LABELS}
-"""As https://keda.sh/docs/2.17/integrations/prometheus/ names them, labelled as KEDA's `prommetrics.go` does."""
+KEDA = {
+    "keda_scaler_active": KEDA_LABELS,
+    "keda_scaler_metrics_value": KEDA_LABELS,
+    "keda_scaled_object_errors_total": {"namespace", "exported_namespace", "scaledObject"},
+}
+"""As https://keda.sh/docs/2.20/integrations/prometheus/ names them, labelled as KEDA's `prommetrics.go` does."""
 PROCESS = {"process_start_time_seconds", "process_resident_memory_bytes", "process_cpu_seconds_total"}
 """Of prometheus-client's own collector."""
 BUILT_IN = {"up": set[str](), "ALERTS": {"alertname", "alertstate", "severity"}}

@@ -13,7 +13,26 @@ from topics.table import DOCUMENT_STAGES
 Object = dict[str, Any]
 Build = Callable[..., list[Object]]
 SECOND = Names(generation="2")
-SHARED = ("strimzi", "prometheus-operator", "external-secrets", "network-policies", "model-volume")
+SHARED = (
+    "toolbox",
+    "strimzi",
+    "prometheus-operator",
+    "grafana",
+    "external-secrets",
+    "network-policies",
+    "istio",
+    "model-volume",
+)
+LABELS = "spec/selector/matchLabels"
+SELECTORS = {
+    "Deployment": LABELS,
+    "PodDisruptionBudget": LABELS,
+    "PodMonitor": LABELS,
+    "PeerAuthentication": LABELS,
+    "AuthorizationPolicy": LABELS,
+    "NetworkPolicy": "spec/podSelector/matchLabels",
+}
+"""Where each kind says which pods it is for."""
 
 
 def named(objects: list[Object], kind: str) -> dict[str, Object]:
@@ -38,21 +57,60 @@ def test_nothing_of_it_has_the_name_of_anything_of_the_first(with_component: Bui
 
 
 def test_what_is_there_once_is_left_to_the_first(with_component: Build) -> None:
-    kinds = {o["kind"] for o in with_component(*SHARED, "generation")}
-    assert not kinds & {"KafkaTopic", "KafkaUser", "TriggerAuthentication", "ExternalSecret", "PrometheusRule", "Job"}
+    objects = with_component(*SHARED, "generation")
+    assert {o["kind"] for o in objects} == {*SELECTORS, "ScaledObject", "ConfigMap"}
+    assert set(named(objects, "Deployment")) == {f"headrace-{stage}-g2" for stage in DOCUMENT_STAGES}
+    assert len(named(objects, "ConfigMap")) == 1, "a dashboard's UID is there once in a Grafana"
 
 
-def test_neithers_selectors_find_the_others_pods(overlay: Build, with_component: Build) -> None:
-    first, second = overlay("base"), with_component("generation")
-    for these, others in ((first, second), (second, first)):
-        for kind in ("Deployment", "PodDisruptionBudget"):
-            for one in named(these, kind).values():
-                wanted = one["spec"]["selector"]["matchLabels"].items()
-                for other in named(others, "Deployment").values():
-                    assert not wanted <= other["spec"]["template"]["metadata"]["labels"].items()
+def test_the_models_of_both_lie_in_the_firsts_claim(with_component: Build) -> None:
+    first, second = with_component(*SHARED), with_component(*SHARED, "generation")
+    (claim,) = named(first, "PersistentVolumeClaim")
     for one in named(second, "Deployment").values():
-        labels = one["spec"]["template"]["metadata"]["labels"]
-        assert one["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        claims = [v["persistentVolumeClaim"]["claimName"] for v in volumes(one) if "persistentVolumeClaim" in v]
+        assert claims == [claim]
+
+
+def volumes(deployment: Object) -> list[Object]:
+    found: list[Object] = deployment["spec"]["template"]["spec"]["volumes"]
+    return found
+
+
+def test_neithers_selectors_find_the_others_pods(with_component: Build) -> None:
+    first, second = with_component(*SHARED), with_component(*SHARED, "generation")
+    for these, others in ((first, second), (second, first)):
+        for kind, path in SELECTORS.items():
+            assert named(these, kind)
+            for wanted in (selector(one, path) for one in named(these, kind).values()):
+                assert not any(wanted <= labels for labels in pods_labels(others))
+                assert any(wanted <= labels for labels in pods_labels(these))
+
+
+def selector(one: Object, path: str) -> set[tuple[str, str]]:
+    place: Any = one
+    for name in path.split("/"):
+        place = place[name]
+    return set(place.items())
+
+
+def pods_labels(objects: list[Object]) -> list[set[tuple[str, str]]]:
+    return [set(one["spec"]["template"]["metadata"]["labels"].items()) for one in named(objects, "Deployment").values()]
+
+
+def test_its_pods_reach_what_the_firsts_reach(with_component: Build) -> None:
+    first, second = (named(with_component(*SHARED, *more), "NetworkPolicy") for more in ((), ("generation",)))
+    assert {f"{name}-g2" for name in first} == set(second)
+    for name, policy in first.items():
+        for way in ("ingress", "egress"):
+            assert second[f"{name}-g2"]["spec"].get(way) == policy["spec"].get(way)
+
+
+def test_its_metrics_say_which_generation_they_are_of(with_component: Build) -> None:
+    (first,) = named(with_component("prometheus-operator"), "PodMonitor").values()
+    (second,) = named(with_component("prometheus-operator", "generation"), "PodMonitor").values()
+    (endpoint,) = second["spec"]["podMetricsEndpoints"]
+    assert endpoint.pop("relabelings") == [{"targetLabel": "generation", "replacement": SECOND.generation}]
+    assert [endpoint] == first["spec"]["podMetricsEndpoints"]
 
 
 @pytest.mark.parametrize("stage", DOCUMENT_STAGES)

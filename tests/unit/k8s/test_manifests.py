@@ -10,26 +10,29 @@ from typing import Any
 import prometheus_client
 import pytest
 import yaml
-from jsonschema import Draft7Validator, Draft202012Validator
+from jsonschema import Draft7Validator, Draft202012Validator, ValidationError
 from pydantic import BaseModel, SecretStr
 
 from agents import app
 from agents.worker import build_app
 from headrace import telemetry, wiring
+from headrace.cli.settling import producer_config
 from headrace.cli.worker import KILL_GRACE_S
 from headrace.config import ENV_PREFIX, Settings, load_settings
 from headrace.encoders.settings import EncoderSettings
 from headrace.stores.manifests import OpenSearchManifestStore
 from headrace.stores.milvus import MilvusStore
 from headrace.stores.opensearch import OpenSearchTextStore
-from topics import GROUPS, LANES, TOPICS, Names
+from topics import GROUPS, LANES, TOPICS, Names, generations
 from topics.provisioning import topic_config
 from topics.settings import KafkaSettings
+from topics.table import APPS, DOCUMENT_STAGES, GENERATED, PRODUCERS, UNTOLD
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data" / "kubernetes"
 CORE = json.loads((DATA / "core-1.34.json").read_text())
-CUSTOM = yaml.safe_load((DATA / "custom-resources.yaml").read_text())
+CUSTOM = json.loads((DATA / "custom-resources.json").read_text())
+WRITTEN_HERE = yaml.safe_load((DATA / "custom-resources.yaml").read_text())
 OVERLAYS = ("dev", "prod", "gpu")
 COMPONENTS = sorted(folder.name for folder in (ROOT / "k8s" / "components").iterdir())
 WORKLOADS = ("Deployment", "Job")
@@ -89,11 +92,14 @@ def kafka_triggers(objects: Objects, stage: str) -> list[dict[str, str]]:
 def problems(objects: Objects) -> Iterator[str]:
     for o in objects:
         place = f"{o['apiVersion']}/{o['kind']}"
+        found: list[ValidationError] = []
         if place in CUSTOM:
-            found = Draft202012Validator(CUSTOM[place]).iter_errors(o["spec"])
-        else:
+            found += Draft202012Validator(CUSTOM[place]).iter_errors(o)
+        if place in WRITTEN_HERE:
+            found += Draft202012Validator(WRITTEN_HERE[place]).iter_errors(o["spec"])
+        if place not in {*CUSTOM, *WRITTEN_HERE}:
             schema = CORE["kinds"][o["kind"]] | {"definitions": CORE["definitions"]}
-            found = Draft7Validator(schema).iter_errors(o)
+            found += Draft7Validator(schema).iter_errors(o)
         yield from (f"{place} {o['metadata']['name']}: {error.json_path}: {error.message}" for error in found)
 
 
@@ -110,8 +116,10 @@ def test_each_object_of_a_component_is_valid_on_the_base_alone(with_component: B
 def test_a_field_that_is_not_there_is_found(overlay: Build) -> None:
     objects = json.loads(json.dumps(overlay("dev")))
     one(objects, "Deployment", "headrace-chunk")["spec"]["template"]["spec"]["enableServiceLink"] = False
-    one(objects, "ScaledObject", "headrace-chunk")["spec"]["triggers"][0]["metadata"]["lagTreshold"] = "1"
-    assert len([*problems(objects)]) == 2
+    scaled = one(objects, "ScaledObject", "headrace-chunk")["spec"]
+    scaled["triggers"][0]["metadata"]["lagTreshold"] = "1"
+    scaled["cooldownPeriods"] = 300
+    assert len([*problems(objects)]) == 3
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -135,10 +143,10 @@ def test_each_stage_of_the_topic_table_is_one_file_of_the_base(index: int, stage
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_there_are_no_other_workloads_than_the_stages_and_the_topics_job(overlay: Build, name: str) -> None:
+def test_there_are_no_other_workloads_than_the_stages_the_topics_job_and_the_toolbox(overlay: Build, name: str) -> None:
     workloads = {(o["kind"], o["metadata"]["name"]) for o in overlay(name) if o["kind"] in WORKLOADS}
     topics = set() if name in {"prod", "gpu"} else {("Job", "headrace-topics")}  # Strimzi makes them there.
-    assert workloads == {("Deployment", f"headrace-{stage}") for stage in GROUPS} | topics
+    assert workloads == {("Deployment", f"headrace-{name}") for name in (*GROUPS, "toolbox")} | topics
 
 
 @pytest.mark.parametrize("stage", GROUPS)
@@ -351,6 +359,30 @@ def test_a_pod_of_query_counts_as_full_before_its_questions_wait(with_component:
     assert metric in {family.name for family in prometheus_client.REGISTRY.collect()}
 
 
+# Where people work
+
+
+@pytest.mark.parametrize("name", ["prod", "gpu"])
+def test_the_toolbox_has_the_settings_of_the_stages_the_rights_of_an_operator_and_both_stores(
+    overlay: Build, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    objects = overlay(name)
+    assert environment(objects, "toolbox") == environment(objects, "chunk")
+    settings = settings_of(objects, "toolbox", monkeypatch, tmp_path)
+    (secrets,) = [v for v in pods(objects)["headrace-toolbox"]["volumes"] if v["name"] == "secrets"]
+    sources = {source["secret"]["name"]: source["secret"] for source in secrets["projected"]["sources"]}
+    assert {"headrace-operator", "headrace-milvus", "headrace-opensearch"} <= sources.keys()
+    (mount,) = [m for m in container(objects, "toolbox")["volumeMounts"] if m["name"] == "secrets"]
+    files = {f"{mount['mountPath']}/{item['path']}" for item in sources["headrace-operator"]["items"]}
+    assert {str(settings.kafka.tls.certificate), str(settings.kafka.tls.key)} == files
+    for server in ("milvus", "opensearch"):
+        assert "toolbox" in selected(one(objects, "NetworkPolicy", f"headrace-{server}")["spec"])
+    stages = pods(objects)["headrace-chunk"]["volumes"]
+    assert [v for v in stages if v["name"] == "models"] == [
+        v for v in pods(objects)["headrace-toolbox"]["volumes"] if v["name"] == "models"
+    ]
+
+
 # Kafka's topics and rights
 
 
@@ -358,7 +390,7 @@ def test_strimzi_has_the_topic_table(with_component: Build, monkeypatch: pytest.
     objects = with_component("strimzi")
     partitions = Settings.model_construct().kafka.partitions
     topics = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "KafkaTopic"}
-    assert topics == {t.name: {"partitions": partitions, "replicas": 3, "config": topic_config(t)} for t in TOPICS}
+    assert topics == {t.name: {"partitions": partitions, "replicas": 3, "config": topic_config(t, 3)} for t in TOPICS}
     kafka = settings_of(objects, "chunk", monkeypatch, tmp_path).kafka
     assert (kafka.partitions, kafka.secured) == (partitions, True)
     assert kafka.topic_prefix == "", "the table's names are without a prefix"
@@ -372,25 +404,70 @@ def acls(user: Object) -> set[tuple[str, str, str, str]]:
     }
 
 
+def may(user: Object, operation: str, kind: str, name: str) -> bool:
+    return any(
+        (what, right) == (kind, operation) and (name == its or (pattern == "prefix" and name.startswith(its)))
+        for what, its, pattern, right in acls(user)
+    )
+
+
 @pytest.mark.parametrize("stage", GROUPS)
+@pytest.mark.parametrize("generation", ["", "2", "11"])
 def test_a_stage_may_read_and_write_what_the_topic_table_says_and_nothing_else(
-    with_component: Build, stage: str
+    with_component: Build, stage: str, generation: str
 ) -> None:
-    wanted = {("group", NAMES.group(stage), "literal", operation) for operation in ("Describe", "Read")}
+    user, names = one(with_component("strimzi"), "KafkaUser", f"headrace-{stage}"), Names(generation=generation)
     for topic in TOPICS:
-        reads = stage in (*topic.read_by, *topic.watched_by)
-        for operation in ("Read",) * reads + ("Write",) * (stage in topic.written_by):
-            wanted |= {("topic", topic.name, "literal", "Describe"), ("topic", topic.name, "literal", operation)}
-    if stage == "query":  # The topics that applications ask to be answered on.
-        wanted |= {("topic", "replies.", "prefix", "Describe"), ("topic", "replies.", "prefix", "Write")}
-    assert acls(one(with_component("strimzi"), "KafkaUser", f"headrace-{stage}")) == wanted
+        reads, writes = stage in (*topic.read_by, *topic.watched_by), stage in topic.written_by
+        assert may(user, "Read", "topic", names.topic(topic.name)) == reads
+        assert may(user, "Write", "topic", names.topic(topic.name)) == writes
+        assert may(user, "Describe", "topic", names.topic(topic.name)) == (reads or writes)
+    if stage in DOCUMENT_STAGES:
+        for name in UNTOLD:
+            assert may(user, "Write", "topic", names.untold(name))
+    for right in ("Describe", "Read"):
+        assert may(user, right, "group", names.group(stage))
+    assert may(user, "Write", "topic", "replies.app") == (stage == "query")
+    assert {operation for *_, operation in acls(user)} == {"Describe", "Read", "Write"}
+    others = {Names().group(other) for other in GROUPS if other != stage}
+    assert not any(may(user, "Read", "group", other) for other in others)
 
 
-def test_keda_may_look_at_lags_alone(with_component: Build) -> None:
-    read = {topic.name for topic in TOPICS if set(GROUPS) & set(topic.read_by)}
-    wanted = {("topic", name, "literal", "Describe") for name in read}
-    wanted |= {("group", NAMES.group(stage), "literal", "Describe") for stage in GROUPS}
-    assert acls(one(with_component("strimzi"), "KafkaUser", "headrace-keda")) == wanted
+@pytest.mark.parametrize("generation", ["", "2"])
+def test_keda_may_look_at_every_lag_and_do_nothing_else(with_component: Build, generation: str) -> None:
+    keda, names = one(with_component("strimzi"), "KafkaUser", "headrace-keda"), Names(generation=generation)
+    for stage in GROUPS:
+        assert may(keda, "Describe", "group", names.group(stage))
+        for lane in LANES:
+            assert all(may(keda, "Describe", "topic", topic) for topic in names.read_by(stage, lane))
+    assert {operation for *_, operation in acls(keda)} == {"Describe"}
+
+
+def test_an_operator_may_do_what_the_commands_do_and_keeps_what_cannot_be_made_again(with_component: Build) -> None:
+    operator, second = one(with_component("strimzi"), "KafkaUser", "headrace-operator"), Names(generation="2")
+    for topic in TOPICS:
+        for right in ("Describe", "DescribeConfigs", "Read"):
+            assert may(operator, right, "topic", topic.name)
+        if topic.name != "replies":
+            assert may(operator, "Write", "topic", topic.name)
+        assert may(operator, "Delete", "topic", topic.name) == (topic.name in GENERATED)
+    made = {*map(second.topic, GENERATED), *map(second.untold, UNTOLD)}
+    assert all(may(operator, right, "topic", name) for name in made for right in ("Create", "Delete"))
+    for stage in GROUPS:
+        assert may(operator, "Describe", "group", NAMES.group(stage))
+        assert may(operator, "Delete", "group", second.group(stage))
+    for writer in (producer_config({}, NAMES)["transactional.id"], NAMES.topic(generations.TOPIC)):
+        assert may(operator, "Write", "transactionalId", writer)
+
+
+def test_producers_and_applications_may_do_what_the_topic_table_says_and_nothing_else(with_component: Build) -> None:
+    for who, name in ((PRODUCERS, "headrace-producer"), (APPS, "headrace-app")):
+        user = one(with_component("strimzi"), "KafkaUser", name)
+        for topic in TOPICS:
+            assert may(user, "Read", "topic", topic.name) == (who in topic.read_by)
+            assert may(user, "Write", "topic", topic.name) == (who in topic.written_by)
+        assert may(user, "Describe", "group", "headrace-client")
+        assert {operation for *_, operation in acls(user)} == {"Describe", "Read", "Write"}
 
 
 @pytest.mark.parametrize("component", ["strimzi", "kafka-sasl", "kafka-oauth"])
@@ -420,6 +497,13 @@ def stores_of(stage: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return used
 
 
+def selected(policy: Object) -> list[str]:
+    """The components whose pods a policy is for."""
+    (expression,) = policy["podSelector"]["matchExpressions"]
+    assert (expression["key"], expression["operator"]) == ("app.kubernetes.io/component", "In")
+    return expression["values"]
+
+
 @pytest.mark.parametrize("stage", GROUPS)
 def test_a_stage_reaches_the_stores_that_it_works_with_and_has_their_secrets_alone(
     with_component: Build, stage: str, monkeypatch: pytest.MonkeyPatch
@@ -427,12 +511,10 @@ def test_a_stage_reaches_the_stores_that_it_works_with_and_has_their_secrets_alo
     used = stores_of(stage, monkeypatch)
     objects = with_component("network-policies")
     policies = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "NetworkPolicy"}
-    allowed = {
-        store
-        for store in ("milvus", "opensearch")
-        if stage in policies[f"headrace-{store}"]["podSelector"]["matchExpressions"][0]["values"]
-    }
+    allowed = {store for store in ("milvus", "opensearch") if stage in selected(policies[f"headrace-{store}"])}
     assert allowed == used
+    reached = {name for name in ("https", "models") if stage in selected(policies[f"headrace-{name}"])}
+    assert reached == {"chunk": {"https"}, "embed": {"https", "models"}, "query": {"https", "models"}}.get(stage, set())
     (secrets,) = [v for v in pods(objects)[f"headrace-{stage}"]["volumes"] if v["name"] == "secrets"]
     mounted = {source["secret"]["name"].removeprefix("headrace-") for source in secrets["projected"]["sources"]}
     assert mounted & {"milvus", "opensearch"} == used
@@ -471,7 +553,7 @@ def test_policies_open_the_ports_at_which_the_settings_look(with_component: Buil
         assert {int(port) for _, port in hosts} == {port["port"] for port in rule["ports"]}
 
 
-@pytest.mark.parametrize("name", ["milvus", "opensearch", "llm"])
+@pytest.mark.parametrize("name", ["milvus", "opensearch", "llm", "encoder", "tracing"])
 def test_what_comes_from_a_vault_is_what_pods_mount(with_component: Build, name: str) -> None:
     objects = with_component("external-secrets")
     secret = one(objects, "ExternalSecret", f"headrace-{name}")["spec"]["target"]["name"]
@@ -502,24 +584,26 @@ def test_with_a_gpu_only_embed_changes_and_it_says_so_when_it_has_none(
     ]
 
 
-def test_a_model_from_a_volume_is_where_its_setting_says_in_every_stage(with_component: Build) -> None:
+def test_a_model_from_a_volume_is_found_by_its_public_name_in_every_stage(
+    with_component: Build, overlay: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The name is what its vectors are stored under: the same with a volume and without, another one for another model."""
     objects = with_component("model-volume")
     for stage in GROUPS:
-        model = Path(environment(objects, stage)["HEADRACE_ENCODER__MODEL"])
         (mount,) = [m for m in container(objects, stage)["volumeMounts"] if m["name"] == "models"]
-        assert model.parent == Path(mount["mountPath"])
+        assert environment(objects, stage)["HF_HUB_CACHE"] == mount["mountPath"]
         assert mount["readOnly"] is True
+        its = settings_of(objects, stage, monkeypatch, tmp_path).encoder.model
+        assert its == settings_of(overlay("base"), stage, monkeypatch, tmp_path).encoder.model
 
 
-def test_a_model_out_of_an_image_is_copied_to_where_its_setting_says_by_a_confined_container(
-    with_component: Build,
-) -> None:
+def test_models_out_of_an_image_are_copied_to_where_stages_look_by_a_confined_container(with_component: Build) -> None:
     objects = with_component("model-image")
     for stage in GROUPS:
         worker, pod = container(objects, stage), pods(objects)[f"headrace-{stage}"]
         (copying,) = pod["initContainers"]
-        assert copying["command"][-1] == environment(objects, stage)["HEADRACE_ENCODER__MODEL"]
         (written,) = copying["volumeMounts"]
+        assert copying["command"][-1] == environment(objects, stage)["HF_HUB_CACHE"] == written["mountPath"]
         (read,) = [mount for mount in worker["volumeMounts"] if mount["name"] == written["name"]]
         assert (read["mountPath"], read["readOnly"]) == (written["mountPath"], True)
         (volume,) = [volume for volume in pod["volumes"] if volume["name"] == written["name"]]
