@@ -6,9 +6,8 @@ can't be read.
 """
 
 import asyncio
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from agents.stage import Item, Outgoing, Stage, reads
 from headrace import telemetry, tracing
 from headrace.encoders import Encoder, Vectors, context_of
 from headrace.encoders.context import Context
+from headrace.encoders.meter import Throughput
 from headrace.reuse import VectorReuse
 from schemas import Chunk, ChunkBatch, EmbeddingBatch, encode
 from schemas.batches import pack_chunks, pack_vectors
@@ -37,6 +37,10 @@ class Embedder:
 
     encoder: Encoder
     reuse: VectorReuse | None = None
+    _throughput: Throughput = field(default_factory=Throughput, init=False)
+
+    def __post_init__(self) -> None:
+        telemetry.EMBEDDING_QPS.set_function(self._throughput.a_second)
 
     def stage(self, *, batch_messages: int, batch_bytes: int) -> Stage[ChunkBatch]:
         return Stage(
@@ -73,14 +77,13 @@ class Embedder:
             vectors[place] = vector
         anew = [place for place in range(len(chunks)) if place not in reused]
         if anew:
-            started = time.perf_counter()
             with tracing.span("encode", {"headrace.chunks": len(anew)}):
                 vectors[anew] = self.encoder.encode(
                     [chunks[place][1].text for place in anew],
                     contexts=[_context(identity.context, *chunks[place]) for place in anew],
                     urgent=lane == "urgent",
                 )
-            telemetry.EMBEDDING_QPS.set(len(anew) / (time.perf_counter() - started))
+            self._throughput.count(len(anew))
         telemetry.CHUNKS_REUSED.labels(STAGE, lane).inc(len(reused))
         return vectors
 

@@ -35,7 +35,11 @@ FIRST_PIECE_CHARACTERS = 24
 read at once, and a long text costs few messages."""
 PIECE_CHARACTERS = 600
 REQUEST_ID_CHARACTERS = 128
-"""Of an asker's own id, in a line of the log."""
+"""Of an asker's own id, in a line of the log and in a span."""
+TOPIC_CHARACTERS = 249
+"""No topic has a longer name."""
+DEADLINE_DIGITS = 19
+"""The largest of 64 bits, which some send for "none"."""
 PIECE_SECONDS = 0.3
 """A text that comes slowly is passed on all the same."""
 
@@ -147,6 +151,8 @@ class Responder:
                     refused = f"{reply_partition} must be a 4-byte big-endian integer"
         if topic != default and not topic.startswith(default + "."):
             refused = f"the reply topic must be {default} or start with {default}."
+        elif len(topic) > TOPIC_CHARACTERS:
+            refused = f"the reply topic's name has more than {TOPIC_CHARACTERS} characters"
         return ReplyTo(
             topic=topic[len(self.names.topic_prefix) :],
             key=record.key,
@@ -201,7 +207,7 @@ def _tell(span: tracing.Span, request: Request, answer: Answer) -> None:
     if request.query is not None:
         span.set({"headrace.tenant": request.query.tenant, "headrace.mode": request.query.mode})
     if answer.request_id is not None:
-        span.set({"headrace.request_id": answer.request_id})
+        span.set({"headrace.request_id": answer.request_id[:REQUEST_ID_CHARACTERS]})
     if answer.degraded:
         span.set({"headrace.degraded": answer.degraded})
     if answer.error is not None:
@@ -212,8 +218,8 @@ def _deadline(value: bytes | None) -> int | None:
     """Raises ValueError when the header is not Unix milliseconds, as digits."""
     if value is None:
         return None
-    if not value.isdigit():
-        raise ValueError(f"{DEADLINE_HEADER} must be Unix milliseconds, as digits")
+    if not value.isdigit() or len(value) > DEADLINE_DIGITS:
+        raise ValueError(f"{DEADLINE_HEADER} must be Unix milliseconds, as at most {DEADLINE_DIGITS} digits")
     return int(value)
 
 

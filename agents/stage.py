@@ -108,8 +108,9 @@ class Stage(Generic[T]):
     confirmed.
 
     `decode` raises Poison for what can't be read, and asks no server. `work` gets messages in the order they came, of
-    one lane, and may be called again with the same ones or a part of them. What it returns is gone through twice, so it
-    may make its records as they are asked for and hold none of them.
+    one lane, and may be called again with the same ones or a part of them. What it returns is gone through twice, the
+    first time in a thread unless it is a sequence, so it may make its records as they are asked for and hold none of
+    them.
     """
 
     name: str
@@ -208,7 +209,8 @@ class StageRunner(Generic[T]):
     in_hand: int = 0
     busy_since: float = field(default_factory=time.monotonic)
     """When the batch in hand was taken, or something of it last confirmed (monotonic seconds)."""
-    _away: Waiting | None = None
+    _away: dict[object, Waiting] = field(default_factory=dict)
+    """By the call that waits. Others of this stage may go on meanwhile."""
     _urgent_in_hand: int = 0
     _urgent_idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -222,9 +224,11 @@ class StageRunner(Generic[T]):
         """
         if self.gate is not None and (shut := self.gate.waiting) is not None:
             return shut
+        if away := next(iter(tuple(self._away.values())), None):
+            return away
         asked = longest_unanswered()
-        if self._away is not None or asked is None or time.monotonic() - asked.since < SILENT_AFTER_S:
-            return self._away
+        if asked is None or time.monotonic() - asked.since < SILENT_AFTER_S:
+            return None
         return Waiting(asked.service, "it was asked and has not answered yet", asked.since)
 
     async def run_lane(self, lane: Lane, source: Source) -> None:
@@ -251,11 +255,8 @@ class StageRunner(Generic[T]):
         async with asyncio.TaskGroup() as batches:
             while True:
                 await room.acquire()
-                events = await self._take(stage, source)
-                if urgent:
-                    self._urgent_in_hand += len(events)
-                    self._urgent_idle.clear()
-                else:
+                events = await self._take(stage, source, urgent=urgent)
+                if not urgent:
                     await self._urgent_idle.wait()
                 if self.gate is not None:
                     # With the batch in hand: one that was let in before its first message came could begin much later.
@@ -285,7 +286,7 @@ class StageRunner(Generic[T]):
         async with asyncio.TaskGroup() as requests:
             while True:
                 event = await source.get()
-                self._take_up()
+                self._take_up(urgent=False)
                 requests.create_task(self._serve(stage, event, self._record(event.message, lane)))
 
     async def _serve(self, stage: RequestStage[T], event: Any, record: Record) -> None:
@@ -318,9 +319,12 @@ class StageRunner(Generic[T]):
             check_size(reply)
         await self._write(replies)
 
-    def _take_up(self) -> None:
+    def _take_up(self, *, urgent: bool) -> None:
         if not self.in_hand:
             self.busy_since = time.monotonic()
+        if urgent:
+            self._urgent_in_hand += 1
+            self._urgent_idle.clear()
         self.in_hand += 1
         telemetry.IN_HAND.labels(self.stage.name).set(self.in_hand)
 
@@ -335,10 +339,10 @@ class StageRunner(Generic[T]):
         self.in_hand -= count
         telemetry.IN_HAND.labels(self.stage.name).set(self.in_hand)
 
-    async def _take(self, stage: Stage[T], source: Source) -> list[Any]:
+    async def _take(self, stage: Stage[T], source: Source, *, urgent: bool) -> list[Any]:
         """At least one event, and what else comes until the batch is full or has lingered."""
         events = [await source.get()]
-        self._take_up()
+        self._take_up(urgent=urgent)
         size = len(events[0].message.value or b"")
         deadline = time.monotonic() + stage.linger_s
         while len(events) < stage.batch_messages and size < stage.batch_bytes:
@@ -350,7 +354,7 @@ class StageRunner(Generic[T]):
                 await asyncio.sleep(min(remaining, 0.005))
                 continue
             event = source.get_nowait()
-            self._take_up()
+            self._take_up(urgent=urgent)
             events.append(event)
             size += len(event.message.value or b"")
         telemetry.BATCH_MESSAGES.labels(self.stage.name).observe(len(events))
@@ -476,29 +480,34 @@ class StageRunner(Generic[T]):
         return outcomes + await self._work(stage, items[middle:])
 
     async def _until_the_servers_are_there(self, work: Callable[[], Awaitable[R]], spans: Sequence[tracing.Span]) -> R:
+        call = object()
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(Transient),
                 wait=RETRY_WAIT,
-                before_sleep=lambda state: self._note_wait(state, spans),
+                before_sleep=lambda state: self._note_wait(call, state, spans),
             ):
                 with attempt:
                     return await work()
             raise AssertionError("retries have no end")
         finally:
-            if self._away is not None:
-                telemetry.WAITING.labels(self.stage.name, self._away.service).set(0)
-                log.info("waiting_ended", stage=self.stage.name, server=self._away.service)
-                self._away = None
+            self._wait_ended(call)
 
-    def _note_wait(self, state: RetryCallState, spans: Sequence[tracing.Span]) -> None:
+    def _wait_ended(self, call: object) -> None:
+        ended = self._away.pop(call, None)
+        if ended is not None and all(other.service != ended.service for other in self._away.values()):
+            telemetry.WAITING.labels(self.stage.name, ended.service).set(0)
+            log.info("waiting_ended", stage=self.stage.name, server=ended.service)
+
+    def _note_wait(self, call: object, state: RetryCallState, spans: Sequence[tracing.Span]) -> None:
         error = cast(Transient, state.outcome and state.outcome.exception())  # nothing else is retried
-        if self._away is not None and self._away.service != error.service:
+        before = self._away.get(call)
+        if before is not None and before.service != error.service:
             # A stage of two stores: the one is back, and the other isn't.
-            telemetry.WAITING.labels(self.stage.name, self._away.service).set(0)
-            self._away = None
-        since = self._away.since if self._away is not None else time.monotonic()
-        self._away = Waiting(error.service, str(error), since)
+            self._wait_ended(call)
+            before = None
+        since = time.monotonic() if before is None else before.since
+        self._away[call] = Waiting(error.service, str(error), since)
         telemetry.RETRIES.labels(self.stage.name, error.service).inc()
         telemetry.WAITING.labels(self.stage.name, error.service).set(1)
         for span in spans:
@@ -568,9 +577,16 @@ class StageRunner(Generic[T]):
 
 async def _worked(stage: Stage[T], items: Sequence[Item[T]]) -> Iterable[Outgoing]:
     outgoing = await stage.work(items)
+    if isinstance(outgoing, Sequence):
+        _check_sizes(outgoing)
+    else:  # They are made as they are gone through, and one document may become thousands.
+        await asyncio.to_thread(_check_sizes, outgoing)
+    return outgoing
+
+
+def _check_sizes(outgoing: Iterable[Outgoing]) -> None:
     for record in outgoing:
         check_size(record)
-    return outgoing
 
 
 _Outcome = tuple[Item[T], Iterable[Outgoing] | Exception]

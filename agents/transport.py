@@ -67,12 +67,24 @@ class Consumer(driver.Consumer):
     #    over a missing offset (losing what is in work there), and stops for ever at a transaction's marker.
 
     def _to_message(self, tp: TP, record: Any) -> Any:
+        if record.offset < (self._read_offset[tp] or 0):
+            self._begin_again(tp, record.offset)
         message = super()._to_message(tp, record)
         size = len(record.key or b"") + len(record.value or b"")
         # A letter that was replayed has its first timestamp: it has waited since it came again.
         since = time.time() if record.headers and replays(record.headers) else record.timestamp / 1000
         self._progress.setdefault(tp, PartitionProgress()).deliver(record.offset, size, since)
         return message
+
+    def _begin_again(self, tp: TP, offset: int) -> None:
+        """The log ends before the group's place in it (a broker lost its end, or the topic was made anew): what it
+        has is read from its beginning. Faust drops what comes before that place, and commits none of it.
+        """
+        log.warning(
+            "log_cut_short", topic=tp.topic, partition=tp.partition, committed=self._committed_offset[tp], offset=offset
+        )
+        self._progress[tp] = PartitionProgress()
+        self._read_offset[tp] = self._committed_offset[tp] = None
 
     def ack(self, message: Any) -> bool:
         """Mark a message as done. The position follows when everything before it in its partition is done, too."""

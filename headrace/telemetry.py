@@ -100,7 +100,7 @@ INGEST_REQUESTS = Gauge("ingest_requests", "Documents and deletions received")
 SEARCH_LATENCY_MS = Histogram(
     "search_latency_ms", "From taking a query to its reply, in milliseconds", buckets=MILLISECONDS
 )
-EMBEDDING_QPS = Gauge("embedding_qps", "Texts embedded a second, over the last batch")
+EMBEDDING_QPS = Gauge("embedding_qps", "Texts embedded a second, over the last minute")
 BUILD_INFO = Gauge("headrace_build_info", "1, with the version that runs", ["version"])
 BUILD_INFO.labels(version("headrace")).set(1)
 

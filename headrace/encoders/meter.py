@@ -2,10 +2,13 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from headrace import telemetry
+
+THROUGHPUT_OVER_S = 60.0
 
 
 class Meter:
@@ -35,3 +38,25 @@ class Meter:
                 telemetry.ENCODER_SECONDS.inc(now - self._counted_to)
             self._counted_to = now
             self._calls += calls
+
+
+class Throughput:
+    """How many were done a second, over the last minute: none when nothing came for so long. From any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done: deque[tuple[float, int]] = deque()
+
+    def count(self, done: int) -> None:
+        with self._lock:
+            self._done.append((time.monotonic(), done))
+            self._forget()
+
+    def a_second(self) -> float:
+        with self._lock:
+            self._forget()
+            return sum(done for _, done in self._done) / THROUGHPUT_OVER_S
+
+    def _forget(self) -> None:
+        while self._done and self._done[0][0] <= time.monotonic() - THROUGHPUT_OVER_S:
+            self._done.popleft()

@@ -19,7 +19,7 @@ from headrace.encoders.reading import Read, Reader, Window
 from headrace.encoders.settings import EncoderSettings
 from headrace.encoders.transformer import of_length_one
 from headrace.encoders.turns import Turns
-from headrace.errors import HeadraceError, Misconfigured, Transient
+from headrace.errors import HeadraceError, Misconfigured, Poison, Transient
 from headrace.quoting import server_words
 from schemas import EncoderIdentity
 
@@ -32,11 +32,18 @@ RETRIES = 2
 _CONNECT_TIMEOUT_S = 5.0
 _RETRIED_LATER = frozenset({408, 409, 425, 429})
 _NOT_THIS_FORM = frozenset({400, 422})
+_NOT_THIS_INPUT = frozenset({400, 413, 422})
+_HARMLESS = "water"
+"""A text that no endpoint refuses unless it refuses every one."""
 
 
 class _Embedding(msgspec.Struct):
     index: int
     embedding: str | list[float]
+
+
+class _InputRefused(Misconfigured):
+    """Of these texts, or of every one."""
 
 
 class _Embeddings(msgspec.Struct):
@@ -104,7 +111,7 @@ class EndpointEncoder:
             return np.empty((0, self._identity.dimension), dtype=np.float32)
         threads = ThreadPoolExecutor(min(len(requests), self._settings.concurrency))
         with self._meter.reading(read.rows), threads:
-            asked = [threads.submit(self._ask, request, urgent=urgent) for request in requests]
+            asked = [threads.submit(self._ask_for_each, request, urgent=urgent) for request in requests]
             try:
                 answers = [answer.result() for answer in asked]
             finally:
@@ -112,6 +119,20 @@ class EndpointEncoder:
                 for answer in asked:
                     answer.cancel()
         return of_length_one(np.concatenate(answers), f"{self._identity.name} at {self._client.base_url}")
+
+    def _ask_for_each(self, texts: list[str], *, urgent: bool) -> Vectors:
+        """Raises Poison for a text that the endpoint refuses while it takes others. A request may be too large in all,
+        so one that is refused is asked again in halves.
+        """
+        try:
+            return self._ask(texts, urgent=urgent)
+        except _InputRefused as refused:
+            if len(texts) == 1:
+                self._ask([_HARMLESS], urgent=urgent)
+                raise Poison("text_refused", str(refused)) from None
+        middle = len(texts) // 2
+        halves = (texts[:middle], texts[middle:])
+        return np.concatenate([self._ask_for_each(half, urgent=urgent) for half in halves])
 
     def _ask(self, texts: list[str], *, urgent: bool) -> Vectors:
         """One request (len(texts) x dimension), not of length 1."""
@@ -179,4 +200,5 @@ def _status(status: int, said: str) -> HeadraceError:
             f"the encoder's endpoint knows no such model or path ({status}): see encoder.model and encoder.base_url: "
             f"{said}"
         )
-    return Misconfigured(f"the encoder's endpoint refuses the request ({status}): {said}")
+    refused = _InputRefused if status in _NOT_THIS_INPUT else Misconfigured
+    return refused(f"the encoder's endpoint refuses the request ({status}): {said}")

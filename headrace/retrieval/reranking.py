@@ -51,9 +51,10 @@ class Reranking:
         except Transient as exc:
             asking.failed(exc)
             raise
+        else:
+            asking.answered()
         finally:
             asking.given_up(late)
-        asking.answered()
         return {row.id: float(score) for row, score in zip(rows, scores, strict=True)}
 
     def close(self) -> None:

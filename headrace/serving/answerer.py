@@ -102,7 +102,7 @@ class Answerer:
             async with asyncio.timeout(seconds):
                 return await self._admitted(request, question.authorization)
         except Exception as error:  # noqa: BLE001  whatever it is, somebody waits for a reply
-            return Answer(request_id=query.request_id, error=_told(error, query))
+            return Answer(request_id=query.request_id, error=_told(error))
 
     async def _admitted(self, request: "_Request", authorization: bytes | None) -> Answer:
         query = request.query
@@ -231,7 +231,7 @@ def _identity(query: Query) -> bytes:
     return blake2b(encode(msgspec.structs.replace(query, stream=False)), digest_size=16).digest()
 
 
-def _told(error: Exception, query: Query) -> AnswerError:
+def _told(error: Exception) -> AnswerError:
     """What an app is told of an error."""
     match error:
         case BadRequest():
@@ -249,7 +249,7 @@ def _told(error: Exception, query: Query) -> AnswerError:
             )
         case Transient():
             return AnswerError(code="unavailable", message=str(error), retry_after_ms=RETRY_AFTER_MS)
-    log.error("query_failed", request_id=query.request_id, tenant=query.tenant, exc_info=error)
+    log.error("query_failed", exc_info=error)
     return AnswerError(code="internal", message=type(error).__name__)
 
 

@@ -30,8 +30,10 @@ class Slots:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         if len(self._waiting) > self._most:
-            busy = RateLimited("too many questions wait for their turn", retry_after_s=RETRY_AFTER_S)
-            self._waiting.popleft().set_exception(busy)
+            oldest = self._waiting.popleft()
+            if not oldest.done():  # Its deadline may have passed just now, and it hasn't run since.
+                busy = RateLimited("too many questions wait for their turn", retry_after_s=RETRY_AFTER_S)
+                oldest.set_exception(busy)
         try:
             await turn
         except asyncio.CancelledError:

@@ -45,6 +45,24 @@ _TRANSIENT_TYPES = frozenset(
         "unavailable_shards_exception",
     }
 )
+_OWN_FAULT_TYPES = frozenset(
+    {
+        "array_index_out_of_bounds_exception",
+        "class_cast_exception",
+        "illegal_argument_exception",
+        "index_out_of_bounds_exception",
+        "null_pointer_exception",
+        "number_format_exception",
+        "parsing_exception",
+        "query_shard_exception",
+        "string_index_out_of_bounds_exception",
+        "too_complex_to_determinize_exception",
+        "too_many_clauses",
+        "unsupported_operation_exception",
+    }
+)
+"""Of a 500 that the same request would get for ever. Any other one is of the server's state: a disk, a shard that
+closes, a proxy."""
 _MAPPING_TYPES = frozenset({"mapper_parsing_exception", "mapper_exception", "strict_dynamic_mapping_exception"})
 
 
@@ -130,6 +148,8 @@ def classify(status: int | str, types: set[str], text: str) -> Transient | Misco
         return Misconfigured(
             f"opensearch: an index has a mapping that is not headrace's; delete it or set stores.prefix ({text})"
         )
+    if status == 500 and not types & _OWN_FAULT_TYPES:
+        return Transient(SERVICE, text)
     return None
 
 

@@ -49,6 +49,7 @@ EXPORT_EVERY_MS = 1000
 EXPORT_TIMEOUT_S = 10.0
 STOP_WITHIN_S = 3.0
 """How long a worker that ends waits for its receiver; one second more for what it gives up."""
+ATTRIBUTE_CHARACTERS = 256
 LINKS = 4096
 """Of one span: a batch has at most so many messages (`worker.batch_messages`)."""
 
@@ -65,7 +66,7 @@ class RecordingTracer(Tracer):
         provider = TracerProvider(
             sampler=ParentBased(_NewTraces(sample_ratio)),
             resource=resource,
-            span_limits=SpanLimits(max_links=LINKS),
+            span_limits=SpanLimits(max_links=LINKS, max_attribute_length=ATTRIBUTE_CHARACTERS),
             shutdown_on_exit=False,
         )
         provider.add_span_processor(processor)

@@ -98,6 +98,8 @@ class Embedded:
     pause_s: float = 0
     first: int = 0
     """The index of the first one."""
+    refuses: str | None = None
+    """A text: whatever request holds it gets a 400."""
 
 
 Behaviour = Status | Reply | Silent | Embedded
@@ -258,7 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _embed(self, wire: "_OpenAI | _Anthropic", body: dict[str, Any], behaviour: Embedded) -> None:
         self.server_of_tests.wait(behaviour.pause_s)
         in_base64 = body.get("encoding_format") == "base64"
-        if "" in body["input"] or (in_base64 and not behaviour.knows_base64):
+        refused = {"", behaviour.refuses}.intersection(body["input"])
+        if refused or (in_base64 and not behaviour.knows_base64):
             self._whole(400, wire.error(400, "input or encoding_format is invalid"), {})
             return
         data = []

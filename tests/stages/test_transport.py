@@ -140,6 +140,13 @@ class Copying:
         consumer.close()
         return sum(end - max(0, position.offset) for end, position in zip(ends, committed, strict=True))
 
+    def commit(self, offset: int) -> None:
+        """As the group's place in every partition, whatever is there."""
+        consumer = Consumer(self.kafka | {"group.id": self.deployment.settings.kafka.names.group("commit")})
+        places = [TopicPartition(self.source, number, offset) for number in range(PARTITIONS)]
+        consumer.commit(offsets=places, asynchronous=False)
+        consumer.close()
+
     def wait_for_no_lag(self) -> None:
         deadline = time.monotonic() + WITHIN_S
         while self.lag():
@@ -285,12 +292,22 @@ def test_what_compaction_took_away_holds_nothing_up(copying: Copying) -> None:
     while (left := len(copying.stored())) > 400:
         assert time.monotonic() < deadline, f"the cleaner has left {left} of 1000"
         time.sleep(0.5)
+    copying.configure({"cleanup.policy": "delete"})  # As a worker wants it.
     copying.start()
     copying.wait_for_no_lag()
     left_now = set(copying.stored())
     assert left_now
     *_, seen = copying.read("documents.events", lambda seen: set(seen) >= left_now)
     print(f"{left} of 1000 records were left, {len(seen)} copied")
+
+
+def test_a_log_that_ends_before_the_groups_place_is_read_from_its_beginning(copying: Copying) -> None:
+    values = [str(number).encode() for number in range(300)]
+    copying.send(values)
+    copying.commit(1_000_000)
+    copying.start()
+    assert set(copying.read_all("documents.events", len(values))) == set(values)
+    copying.wait_for_no_lag()
 
 
 def test_a_record_larger_than_what_is_fetched_at_once_is_read(copying: Copying) -> None:

@@ -92,6 +92,12 @@ def test_every_override_is_looked_at_here() -> None:
     assert found == looked_at
 
 
+def test_faust_drops_what_comes_before_its_place_and_commits_nothing_before_it() -> None:
+    assert "if r_offset is None or offset >= r_offset:" in inspect.getsource(driver.Consumer._drain_messages)
+    committing = inspect.getsource(driver.Consumer._should_commit)
+    assert "return committed is None or bool(offset) and offset > committed" in committing
+
+
 def test_aiokafkas_own_seams_are_there() -> None:
     consumer = inspect.getsource(aiokafka.AIOKafkaConsumer)
     assert "self._fetch_max_bytes = fetch_max_bytes" in consumer

@@ -8,7 +8,7 @@ import pytest
 from headrace.calls import longest_unanswered
 from headrace.encoders import Encoder, build_encoder, tokenizer_file
 from headrace.encoders.settings import EncoderSettings
-from headrace.errors import HeadraceError, Misconfigured, Transient
+from headrace.errors import HeadraceError, Misconfigured, Poison, Transient
 from tests.fakes.providers import KEY, MODEL, Embedded, Providers, Silent, Status, embedding
 
 TEXTS = [f"Pump {number} is oiled daily." for number in range(10)]
@@ -138,6 +138,22 @@ def test_what_goes_wrong_is_told_by_what_it_means(
     with pytest.raises(meaning, match=message):
         endpoint(server, timeout_s=0.5).encode(["oil"], urgent=True)
     assert longest_unanswered() is None
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[3:4]], ids=["among others", "alone"])
+def test_a_text_that_is_refused_while_others_are_taken_is_poison(server: Providers, texts: list[str]) -> None:
+    server.default = Embedded(refuses=TEXTS[3])
+    encoder = endpoint(server, texts_per_request=8)
+    with pytest.raises(Poison, match=r"refuses the request \(400\)") as refused:
+        encoder.encode(texts)
+    assert refused.value.code == "text_refused"
+    assert encoder.encode(TEXTS[:3] + TEXTS[4:]) == expected(TEXTS[:3] + TEXTS[4:])
+
+
+def test_a_request_that_is_too_large_in_all_is_sent_in_parts(server: Providers) -> None:
+    server.script += [Status(413)]
+    assert endpoint(server, texts_per_request=4, concurrency=1).encode(TEXTS) == expected(TEXTS)
+    assert [len(asked.body["input"]) for asked in server.asked] == [4, 2, 2, 4, 2]
 
 
 def test_an_endpoint_that_is_away_is_waited_for(server: Providers) -> None:

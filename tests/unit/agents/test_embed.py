@@ -1,14 +1,17 @@
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from agents.embed import Embedder, decode_chunks
 from agents.stage import Outgoing, check_size
 from agents.upsert_milvus import MilvusUpserter
 from headrace.encoders import Vectors
+from headrace.encoders.meter import THROUGHPUT_OVER_S
 from headrace.errors import Poison
 from headrace.reuse import VectorReuse
 from schemas import Attributes, Batch, Chunk, ChunkBatch, EmbeddingBatch, EncoderIdentity, Replaced, Revision, decode
@@ -114,6 +117,18 @@ async def test_the_model_is_told_what_is_urgent(lane: Lane) -> None:
     encoder = Listening()
     await Embedder(encoder=encoder).work([item(batch("a"), lane=lane)])
     assert encoder.urgent is (lane == "urgent")
+
+
+async def test_what_is_embedded_shows_in_embedding_qps_and_an_idle_encoder_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embedder = Embedder(encoder=FakeEncoder())
+    assert REGISTRY.get_sample_value("embedding_qps") == 0
+    await embedder.work([item(batch("a", "b", "c"))])
+    assert REGISTRY.get_sample_value("embedding_qps") == 3 / THROUGHPUT_OVER_S
+    later = time.monotonic() + THROUGHPUT_OVER_S
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert REGISTRY.get_sample_value("embedding_qps") == 0
 
 
 async def test_the_encoder_is_not_asked_for_nothing() -> None:

@@ -11,17 +11,20 @@ import pytest
 
 from agents.query import Responder
 from agents.stage import Item, Outgoing, check_size
-from headrace.errors import Misconfigured, Transient
+from headrace.encoders import Vectors
+from headrace.errors import Misconfigured, Poison, Transient
 from headrace.llm.settings import LLMSettings
 from headrace.retrieval import Retriever
 from headrace.retrieval.settings import RetrievalSettings
 from headrace.serving import Answerer, Corpus, OneCorpus
 from headrace.serving.settings import QuerySettings
 from headrace.stores import Stored, TextRow, VectorRow
+from headrace.tracing import NO_SPAN
 from schemas import Answer, Attributes, Delta, Key, Live, Manifest, Revision, chunk_id, decode, revision_id
 from tests.fakes.encoder import FakeEncoder
 from tests.fakes.records import record
 from tests.fakes.stores import FakeManifestStore, FakeTextStore, FakeVectorStore
+from tests.fakes.tracer import KeepingTracer
 from topics import Names
 
 KEY = Key("default", "d")
@@ -30,11 +33,24 @@ NOW_MS = 1_000_000
 TEXT = "Water drives the turbine. The turbine drives the generator."
 
 
+class Lines:
+    """A log. `told` has its events and their fields."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, dict[str, object]]] = []
+
+    def error(self, event: str, **fields: object) -> None:
+        self.told.append((event, fields))
+
+    warning = error
+
+
 class Bench:
     """An answerer over stores that hold one live document."""
 
     def __init__(self) -> None:
         self.key: bytes | None = b"k"
+        self.span = NO_SPAN
         self.encoder = FakeEncoder()
         self.vectors = FakeVectorStore()
         manifests = FakeManifestStore()
@@ -100,6 +116,7 @@ class Bench:
                 replies.extend(outgoing)
 
             one = record(value, key=self.key, topic="queries", headers=tuple(headers.items()))
+            one = replace(one, span=self.span)
             await self.responder.serve(Item(record=one, message=self.responder.decode(one)), write)
             return replies
 
@@ -226,6 +243,31 @@ class TestRefusals:
         [sent] = await bench.ask(query(), **{"headrace.deadline": b"soon"})
         assert error(sent) == "bad_request"
 
+    @pytest.mark.parametrize("digits", [20, 400, 5000])
+    async def test_a_deadline_of_too_many_digits_is_a_bad_request(self, bench: Bench, digits: int) -> None:
+        [sent] = await bench.ask(query(), **{"headrace.deadline": b"9" * digits})
+        assert error(sent) == "bad_request"
+
+    async def test_the_latest_deadline_of_64_bits_is_to_come(self, bench: Bench) -> None:
+        [sent] = await bench.ask(query(), **{"headrace.deadline": b"%d" % (2**63 - 1)})
+        assert error(sent) is None
+
+    async def test_what_an_asker_names_is_cut_short_in_the_log_and_in_spans(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tracer, lines, long = KeepingTracer(), Lines(), "r" * 100_000
+        monkeypatch.setattr("agents.query.log", lines)
+        monkeypatch.setattr("headrace.serving.answerer.log", lines)
+        bench.vectors.failing = Misconfigured("a bug")
+        with tracer.message("process", ()) as bench.span:
+            await bench.ask(query(request_id=long), kafka_replyTopic=b"p.replies." + long.encode())
+            await bench.ask(query(request_id=long))
+        assert [event for event, _ in lines.told] == ["reply_address_refused", "query_failed"]
+        assert "r" * 250 not in str(lines.told)
+        attributes = tracer.the("process").attributes
+        assert attributes is not None
+        assert attributes["headrace.request_id"] == "r" * 128
+
 
 class TestAnswers:
     async def test_a_search_answers_with_hits(self, bench: Bench) -> None:
@@ -255,6 +297,18 @@ class TestAnswers:
         said = answer(sent).error
         assert said is not None
         assert said.retry_after_ms == 1000
+
+    async def test_a_question_that_the_encoder_refuses_is_a_bad_request_and_those_beside_it_are_answered(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refusing(texts: Sequence[str]) -> Vectors:
+            if "bad" in texts:
+                raise Poison("text_refused", "the endpoint refuses it")
+            return bench.encoder.encode(texts)
+
+        monkeypatch.setattr(bench.encoder, "encode_queries", refusing)
+        sent = await bench.ask_all([(query("a"), {}), (query("bad"), {}), (query("b"), {})])
+        assert [error(one) for one in sent] == [None, "bad_request", None]
 
     async def test_a_failure_of_its_own_is_internal_and_tells_nothing_of_it(self, bench: Bench) -> None:
         bench.vectors.failing = Misconfigured("password: secret")

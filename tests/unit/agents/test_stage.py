@@ -1,10 +1,12 @@
 """The life cycle of a message, over a transport in memory: what is written, what is acked, and in which order."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 import pytest
 from tenacity import wait_none
@@ -357,6 +359,21 @@ class TestLanes:
             await until(lambda: len(bench.acked) == 3)
         assert bench.acked == ["u1", "u2", "b1"]
 
+    async def test_the_bulk_lane_waits_while_the_urgent_lane_gathers_a_batch(self) -> None:
+        bench = Bench(batch_messages=2)
+        bench.runner.stage = replace(bench.runner.stage, linger_s=3600.0)
+        bench.urgent.put("u1")
+        async with bench.running("urgent", "bulk"):
+            await until(lambda: bench.runner.in_hand == 1)
+            bench.bulk.put("b1", "b2")
+            await settled()
+            assert bench.journal == []
+            bench.urgent.put("u2")
+            async with asyncio.timeout(30):
+                while len(bench.acked) < 4:  # noqa: ASYNC110  a batch that lingers sleeps
+                    await asyncio.sleep(0.001)
+        assert bench.acked == ["u1", "u2", "b1", "b2"]
+
     async def test_an_urgent_message_waits_for_no_bulk_batch_and_the_next_one_waits_for_it(self) -> None:
         bench = Bench(batch_messages=1)
         bench.works.slow = {"b1": asyncio.Event(), "u1": asyncio.Event()}
@@ -436,6 +453,29 @@ async def test_who_wants_to_know_is_told_when_the_brokers_have_it_and_not_before
         bench.wire.confirming.set()
         await until(lambda: len(bench.acked) == 2)
     assert bench.works.told == ["a", "b"]
+
+
+async def test_records_that_are_made_as_they_are_gone_through_are_made_and_checked_off_the_event_loop() -> None:
+    class Made:
+        by: ClassVar[list[threading.Thread]] = []
+
+        def __iter__(self) -> Iterator[Outgoing]:
+            self.by.append(threading.current_thread())
+            yield Outgoing(topic="documents.stored", key=b"k", value=b"large" * RECORD_MAX_BYTES)
+
+    async def work(batch: Sequence[Item[str]]) -> Iterable[Outgoing]:
+        return Made()
+
+    bench = Bench()
+    bench.runner.stage = replace(bench.runner.stage, work=work)
+    bench.bulk.put("a")
+    async with bench.running(), asyncio.timeout(30):
+        while not bench.acked:  # noqa: ASYNC110  it is a thread that does it
+            await asyncio.sleep(0.001)
+    assert [dict(letter.headers)["headrace.error.code"] for letter in bench.wire.of("documents.dead")] == [
+        b"record_too_large"
+    ]
+    assert threading.main_thread() not in Made.by
 
 
 async def test_nobody_is_told_of_what_the_brokers_refused() -> None:

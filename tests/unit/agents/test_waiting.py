@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 from prometheus_client import REGISTRY
-from tenacity import RetryCallState, Retrying, wait_none
+from tenacity import RetryCallState, Retrying, wait_fixed, wait_none
 
 from agents import stage as life_cycle
 from agents.stage import Item, Outgoing, Stage, StageRunner
@@ -42,6 +42,49 @@ def test_a_stage_of_two_stores_waits_for_one_at_a_time(monkeypatch: pytest.Monke
     asyncio.run(run())
     assert told == [(0, 0, ""), (1, 0, "opensearch"), (0, 1, "milvus")]
     assert (gauge("opensearch"), gauge("milvus"), runner.waiting) == (0, 0, None)
+
+
+async def test_a_batch_that_goes_on_ends_nobody_elses_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life_cycle, "RETRY_WAIT", wait_fixed(0.001))
+    away, tried = {b"a", b"b"}, set[bytes]()
+
+    async def work(batch: Sequence[Item[bytes]]) -> list[Outgoing]:
+        [item] = batch
+        tried.add(item.message)
+        if item.message in away:
+            raise Transient("milvus", "no answer")
+        return []
+
+    async def until(message: bytes, *, in_hand: int) -> None:
+        async with asyncio.timeout(30):
+            while message not in tried or runner.in_hand != in_hand:  # noqa: ASYNC110  nobody tells of it
+                await asyncio.sleep(0.001)
+
+    def waits() -> tuple[bool, float]:
+        return runner.waiting is not None, gauge("milvus")
+
+    runner = StageRunner(
+        Stage(name="commit", decode=lambda record: record.value or b"", work=work, batch_messages=1, batch_bytes=1),
+        FakeWire([]),
+    )
+    bulk, urgent = FakeSource([]), FakeSource([], "documents.embeddings.urgent")
+    async with asyncio.TaskGroup() as group:
+        lanes = [group.create_task(runner.run_lane("bulk", bulk)), group.create_task(runner.run_lane("urgent", urgent))]
+        bulk.put("a")
+        await until(b"a", in_hand=1)
+        urgent.put("c")
+        await until(b"c", in_hand=1)
+        assert waits() == (True, 1)
+        urgent.put("b")
+        await until(b"b", in_hand=2)
+        away.remove(b"a")
+        await until(b"a", in_hand=1)
+        assert waits() == (True, 1)
+        away.remove(b"b")
+        await until(b"b", in_hand=0)
+        assert waits() == (False, 0)
+        for lane in lanes:
+            lane.cancel()
 
 
 def test_a_server_that_keeps_a_call_waiting_is_waited_for_before_its_time_out(monkeypatch: pytest.MonkeyPatch) -> None:

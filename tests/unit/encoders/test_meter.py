@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from headrace.encoders import Vectors
-from headrace.encoders.meter import Meter
+from headrace.encoders.meter import THROUGHPUT_OVER_S, Meter, Throughput
 from headrace.encoders.reading import Read
 from headrace.encoders.transformer import Ids, TransformerEncoder
 from schemas import EncoderIdentity
@@ -68,6 +68,21 @@ def test_what_fails_is_busy_and_has_read_nothing(clock: Clock) -> None:
     with pytest.raises(ValueError, match="no"):
         fail()
     assert clock.counted == (0, 4)
+
+
+def test_a_throughput_is_of_the_last_minute_and_nothing_when_nothing_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    throughput = Throughput()
+    assert throughput.a_second() == 0
+    throughput.count(60)
+    now += THROUGHPUT_OVER_S / 2
+    throughput.count(240)
+    assert throughput.a_second() == 300 / THROUGHPUT_OVER_S
+    now += THROUGHPUT_OVER_S / 2
+    assert throughput.a_second() == 240 / THROUGHPUT_OVER_S
+    now += THROUGHPUT_OVER_S
+    assert throughput.a_second() == 0
 
 
 class Network:

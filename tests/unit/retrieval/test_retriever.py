@@ -544,6 +544,18 @@ async def test_hits_come_without_a_reranker_that_is_too_slow_and_say_so() -> Non
     here.reranker.hang.set()
 
 
+async def test_a_reranker_that_is_back_is_asked_by_everybody_after_the_first_that_tried() -> None:
+    here = world()
+    here.retriever = here.made(reranker=True, breaker_failures=1, breaker_reset_s=0.2)
+    here.reranker.away = away("rerank")
+    assert (await here.search()).degraded == ["rerank"]
+    here.reranker.away = None
+    async with asyncio.timeout(30):
+        while (await here.search()).degraded:  # noqa: ASYNC110  the next trial is when its time has come
+            await asyncio.sleep(0.01)
+    assert (await here.search()).degraded == []
+
+
 async def test_a_reranker_with_a_bug_is_not_taken_for_one_that_is_away() -> None:
     here = world()
     here.retriever = here.made(reranker=True)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from headrace.encoders import Vectors
+from headrace.errors import Poison
 from headrace.serving.embedding import QueryEmbedder
+from headrace.serving.errors import BadRequest
 from tests.fakes.encoder import FakeEncoder
 
 
@@ -72,6 +74,21 @@ async def test_a_failure_is_told_to_all_of_its_batch_and_the_next_one_is_tried()
         assert isinstance(failed, RuntimeError)
     encoder.failing = None
     assert (await embedder.embed("c")).tolist() == encoder.vector("c").tolist()
+
+
+async def test_a_question_that_the_encoder_refuses_is_told_so_and_those_beside_it_get_their_vectors() -> None:
+    class Refusing(FakeEncoder):
+        def encode_queries(self, texts: Sequence[str]) -> Vectors:
+            if "bad" in texts:
+                raise Poison("text_refused", "the endpoint refuses it")
+            return super().encode_queries(texts)
+
+    encoder = Refusing()
+    embedder = QueryEmbedder(encoder)
+    first, bad, last = await asyncio.gather(*map(embedder.embed, ("a", "bad", "b")), return_exceptions=True)
+    assert isinstance(bad, BadRequest)
+    assert str(bad) == "the endpoint refuses it"
+    assert [vector.tolist() for vector in (first, last)] == [encoder.vector(text).tolist() for text in ("a", "b")]  # type: ignore[union-attr]
 
 
 async def test_a_lone_question_after_a_pause_is_embedded_too() -> None:

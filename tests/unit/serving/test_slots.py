@@ -17,10 +17,10 @@ class Work:
 
     async def ask(self, *names: str) -> None:
         for name in names:
-            self.tasks[name] = asyncio.create_task(self._hold(name))
+            self.tasks[name] = asyncio.create_task(self.hold(name))
             await settled()
 
-    async def _hold(self, name: str) -> None:
+    async def hold(self, name: str) -> None:
         async with self.slots:
             self.begun.append(name)
             self.holding[name] = asyncio.Event()
@@ -75,6 +75,19 @@ async def test_who_gave_up_waiting_is_passed_over() -> None:
     await settled()
     await work.let_go("a")
     assert work.begun == ["a", "b"]
+
+
+async def test_the_oldest_that_gives_up_as_another_one_comes_leaves_all_slots_in_use() -> None:
+    work = Work(Slots(1, 1))
+    await work.ask("a", "late")
+    work.tasks["new"] = asyncio.create_task(work.hold("new"))
+    # Its turn is given up before `new` comes for one, and it runs after that.
+    work.tasks["late"].cancel()
+    await settled()
+    for name in ("a", "new"):
+        await work.let_go(name)
+    await work.ask("b")
+    assert work.begun == ["a", "new", "b"]
 
 
 async def test_who_gives_up_in_the_moment_in_which_a_slot_is_free_is_passed_over() -> None:

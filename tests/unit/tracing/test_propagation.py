@@ -54,6 +54,19 @@ def test_a_message_belongs_to_its_producers_trace_and_what_follows_to_its_own_sp
     assert own != SPAN
 
 
+def test_what_a_span_is_told_is_cut_short() -> None:
+    tracer = KeepingTracer()
+    with tracer.message("process t", ()) as work:
+        work.set({"headrace.tenant": "t" * 10_000})
+        work.event("dead_letter", {"headrace.error.code": "c" * 10_000})
+    span = tracer.the("process t")
+    [event] = span.events
+    assert span.attributes is not None
+    assert event.attributes is not None
+    told = (span.attributes["headrace.tenant"], event.attributes["headrace.error.code"])
+    assert [len(str(value)) for value in told] == [256, 256]
+
+
 def test_a_trace_that_is_not_sampled_goes_on_unseen() -> None:
     tracer = KeepingTracer()
     with tracer.message("process t", (NOT_SAMPLED, STATE)) as work:
