@@ -150,9 +150,8 @@ class QueryStanding:
         self._corpora = corpora
 
     def start(self) -> None:
-        record = self._watch.start()
-        self._corpora.load_live(record)
-        self._corpora.follow(record)
+        self._corpora.load_live(self._watch.start())
+        # It begins with what was read while the model was loaded.
         self._watch.follow(self._corpora.follow)
 
     @property

@@ -32,7 +32,9 @@ class Generations(msgspec.Struct, frozen=True, kw_only=True):
     telling: str | None = FIRST
     held: list[str] = []
     known: dict[str, GenerationInfo] = {}
+    highest: int = 1
     previous: str | None = None
+    target: str | None = None
     lease_s: float = IDLE_LEASE_S
     phase: str = "done"
     marks: dict[str, dict[str, int]] = {}

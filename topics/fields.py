@@ -188,7 +188,9 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "telling": "The generation whose events and dead letters everybody sees; null, for some seconds, for none.",
         "held": "Generations whose `commit` begins no batch.",
         "known": "The generations that there are, by name; the first one is here only beside others.",
+        "highest": "The highest number that any generation has had; a number is not given again.",
         "previous": "The generation that was live before; null where there was none.",
+        "target": "The generation that is made, or gone over to; null when nothing is under way.",
         "lease_s": "For how many seconds a worker goes by this record after it has asked for it.",
         "phase": "How far `headrace reindex` has got; `done` when nothing is under way.",
         "marks": (

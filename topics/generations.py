@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import structlog
@@ -36,6 +35,9 @@ ANSWER_TIMEOUT_S = 4.0
 MARGIN_S = 1.0
 """On top of a lease: for clocks that don't run alike."""
 TRANSACTION_S = 30.0
+ABANDONED_S = 600.0
+"""After so long a broker ends a transaction that nobody goes on with, and its producer then hears what it hears when
+another run has begun. Nobody waits for it: what is readable before it stays so, and the next run ends it at once."""
 _ANYBODY = "headrace-cli"
 """librdkafka wants a group's name even where nobody joins a group."""
 _REFUSED = {
@@ -47,6 +49,8 @@ _REFUSED = {
 _ABSENT = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 _PASSING = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._NOENT}
 _SILENCE = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE}
+_NOTHING_TO_COMMIT = {KafkaError._STATE, KafkaError._CONFLICT}
+"""There is no transaction, or one that is being aborted."""
 _FENCED = {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
 
 
@@ -76,15 +80,19 @@ class GenerationWatch:
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._listeners: list[Callable[[Generations], None]] = []
+        self._telling = threading.Lock()
         self.reading: Reading | None = None
         self.away: tuple[str, float] | None = None
         """Why the last asking came to nothing, and since when (monotonic seconds)."""
 
     def follow(self, listener: Callable[[Generations], None]) -> None:
-        """Call it with each record that is read from now on, where it differs from the one before, in the watch's
-        thread; the first one in the thread that starts the watch. It must not take long.
+        """Call it with what was read last, if anything was, and then with each record that differs from the one before:
+        in the thread that asks, which is mostly the watch's own. It must not take long.
         """
-        self._listeners.append(listener)
+        with self._telling:
+            self._listeners.append(listener)
+            if self.reading is not None:
+                listener(self.reading.record)
 
     def start(self) -> Generations:
         """Read it for the first time, and keep it fresh from then on. Where the topic isn't there, as in a deployment
@@ -135,10 +143,11 @@ class GenerationWatch:
             self._admin, self._end = None, -1
             raise
         self._is_there = self._is_there or end >= 0
-        before, self._end, self.reading = self.reading, end, Reading(record, asked)
-        if before is None or before.record != record:
-            for listener in self._listeners:
-                listener(record)
+        with self._telling:
+            before, self._end, self.reading = self.reading, end, Reading(record, asked)
+            if before is None or before.record != record:
+                for listener in self._listeners:
+                    listener(record)
         return record
 
     def _ask_for_the_end(self) -> int:
@@ -182,9 +191,11 @@ class Change:
 
     def __init__(self, kafka: KafkaSettings, producer: Producer, record: Generations) -> None:
         self.record = record
-        """As it stands."""
+        """As it stands; after a `write` that did not return, as `settle` says."""
         self._kafka = kafka
+        self._topic = kafka.names.topic(TOPIC)
         self._producer = producer
+        self._settled = True
         # Nobody knows when the run before wrote last.
         before_s = LEASE_S if record.phase in HALF_DONE else IDLE_LEASE_S
         self._known_from = time.monotonic() + before_s + MARGIN_S
@@ -192,27 +203,51 @@ class Change:
     def write(self, record: Generations) -> None:
         """Replace it. When this returns, whoever asks reads it; see `wait_until_known` for those who have asked before.
 
-        Raises HeadraceError when another run has taken the right to change it; then it stands as it was.
+        Raises Overtaken when another run has taken the right to change it, and Transient when nobody answers. Where it
+        raises that, or is interrupted, the record may be written or not, and `settle` says which.
         """
-        topic = self._kafka.names.topic(TOPIC)
-        offsets: list[int] = []
-
-        def delivered(_: KafkaError | None, message: Any) -> None:
-            offsets.append(message.offset())
-
+        self.settle()
+        self._settled = False
         with _translated(self._kafka):
             self._producer.begin_transaction()
-            self._producer.produce(topic, encode(record), KEY, partition=PARTITION, on_delivery=delivered)
+            self._producer.produce(self._topic, encode(record), KEY, partition=PARTITION)
             self._producer.commit_transaction(TRANSACTION_S)
-        # A transaction that is committed is readable some moments later.
+        self._wait_until_readable()
+        self._adopt(record)
+
+    def settle(self) -> Generations:
+        """The record as it stands, whatever became of the last `write`. Raises as `write` does; nobody knows then."""
+        if not self._settled:
+            self._end_transaction()
+            self._wait_until_readable()
+            self._adopt(read_generations(self._kafka))
+        return self.record
+
+    def _end_transaction(self) -> None:
+        """What was under way is written after all if it still can be. Where nothing is, librdkafka refuses both."""
+        for end in (self._producer.commit_transaction, self._producer.abort_transaction):
+            try:
+                end(TRANSACTION_S)
+                return
+            except KafkaException as exc:
+                error = exc.args[0]
+                if not error.txn_requires_abort() and error.code() not in _NOTHING_TO_COMMIT:
+                    raise _meaning(error, self._kafka) from exc
+
+    def _wait_until_readable(self) -> None:
+        """A transaction that is committed is readable some moments later."""
         give_up, admin = time.monotonic() + TRANSACTION_S, _admin(self._kafka)
-        while _end(admin, self._kafka, topic) <= offsets[0]:
+        written = _end(admin, self._kafka, self._topic, IsolationLevel.READ_UNCOMMITTED)
+        while _end(admin, self._kafka, self._topic) < written:
             if time.monotonic() > give_up:
-                raise Transient("kafka", f"what was written to {topic} can't be read yet")
+                raise Transient("kafka", f"what was written to {self._topic} can't be read yet")
             time.sleep(0.05)
+
+    def _adopt(self, record: Generations) -> None:
         if record != self.record:
             self._known_from = max(self._known_from, time.monotonic() + self.record.lease_s + MARGIN_S)
         self.record = record
+        self._settled = True
 
     def wait_until_known(self, tick: Callable[[float], None] | None = None) -> None:
         """Return when every worker goes by what was written last, or waits until it has read it. `tick` gets the
@@ -229,7 +264,7 @@ class NoTopic(Misconfigured):
 
 
 class Overtaken(HeadraceError):
-    """Another run has taken the right to change the record; it stands as it was."""
+    """Another run has taken the right to change the record, and goes on from what stands there."""
 
 
 @contextmanager
@@ -247,7 +282,7 @@ def changing_generations(kafka: KafkaSettings) -> Iterator[Change]:
             **kafka.confluent(),
             "log_level": 0,
             "transactional.id": kafka.names.topic(TOPIC),
-            "transaction.timeout.ms": round(TRANSACTION_S * 1000),
+            "transaction.timeout.ms": round(ABANDONED_S * 1000),
             "delivery.timeout.ms": round(TRANSACTION_S * 1000),
             # That another run has ended this one would go to stderr whatever the level; the exception says it.
             "logger": silent,
@@ -265,15 +300,20 @@ def _admin(kafka: KafkaSettings) -> AdminClient:
     return AdminClient(config)
 
 
-def _end(admin: AdminClient, kafka: KafkaSettings, topic: str) -> int:
-    """The offset behind the last record that everybody may read."""
+def _end(
+    admin: AdminClient,
+    kafka: KafkaSettings,
+    topic: str,
+    isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+) -> int:
+    """The offset behind the last record that everybody may read, or behind the last one of all."""
     place = TopicPartition(topic, PARTITION)
     give_up = time.monotonic() + ANSWER_TIMEOUT_S
     while True:
         try:
             answer = admin.list_offsets(
                 {place: OffsetSpec.latest()},  # type: ignore[no-untyped-call]
-                isolation_level=IsolationLevel.READ_COMMITTED,
+                isolation_level=isolation,
                 request_timeout=ANSWER_TIMEOUT_S,
             )[place]
             end = answer.result().offset

@@ -32,15 +32,12 @@ class Corpus:
         self.encoder = encoder
         self.embedder = QueryEmbedder(encoder)
 
-    def close(self) -> None:
-        self.retriever.close()
-
 
 class Corpora(Protocol):
     """Knows from what a question that begins now is to be answered."""
 
     async def live(self) -> Corpus:
-        """Raises Transient when it can't be loaded."""
+        """Raises Transient while it isn't loaded."""
 
 
 class OneCorpus:
@@ -67,7 +64,7 @@ class GenerationCorpora:
     """A corpus for each generation that there is, so that another one may be live from one moment to the next.
 
     The deployment's own is there from the beginning; the others are loaded by one thread, one after another, and those
-    that are no more are let go.
+    that are no more are let go. Nobody closes them: a question may be under way in one, and its threads end with it.
     """
 
     def __init__(self, own: str, corpus: Corpus, build: Build, fresh: Callable[[], Generations | None]) -> None:
@@ -87,12 +84,10 @@ class GenerationCorpora:
         while True:
             record = self._fresh()
             if record is not None:
-                corpus = self._corpora.get(record.live)
-                if corpus is not None:
+                if (corpus := self._corpora.get(record.live)) is not None:
                     return corpus
-                failure = self._failures.get(record.live)
-                if failure is not None or record.live not in record.known:
-                    raise Transient(_said(record.live), _UNKNOWN if failure is None else failure.reason)
+                if (missing := self.missing(record)) is not None:
+                    raise Transient(_said(record.live), missing[0])
             await asyncio.sleep(POLL_S)
 
     def load_live(self, record: Generations) -> None:
@@ -105,22 +100,25 @@ class GenerationCorpora:
                 f"questions are answered from {_said(name)}, and {_UNKNOWN}; "
                 f"set generation.name to {name!r}, and the encoder to its own"
             )
+        self._wanted[name] = record.known[name]
         self._corpora[name] = self._build(name, record.known[name])
 
     def follow(self, record: Generations) -> None:
-        """Load what is known and not there yet, beside the work, and let go of what is known no more."""
+        """Load what is known and not there yet, beside the work, and let go of what is known no more, or is of another
+        encoder now.
+        """
         with self._lock:
+            before = self._wanted
             self._wanted = {name: info for name, info in record.known.items() if name != self._own}
+            changed = {name for name in before.keys() & self._wanted.keys() if not self._wants(name, before[name])}
+            for name in changed | (self._corpora.keys() - self._wanted.keys() - {self._own, record.live}):
+                self._corpora.pop(name, None)
+            for name in changed | (self._failures.keys() - self._wanted.keys()):
+                self._failures.pop(name, None)
             for name in self._wanted.keys() - self._corpora.keys():
                 self._since.setdefault(name, time.monotonic())
-            gone = self._corpora.keys() - self._wanted.keys() - {self._own, record.live}
-            dropped = [self._corpora.pop(name) for name in gone]
-            for name in self._failures.keys() - self._wanted.keys():
-                del self._failures[name]
             begin = not self._loading and bool(self._wanted.keys() - self._corpora.keys())
             self._loading = self._loading or begin
-        for corpus in dropped:
-            corpus.close()
         if begin:
             threading.Thread(target=self._load, name="generations-load", daemon=True).start()
 
@@ -156,17 +154,20 @@ class GenerationCorpora:
         except Exception as exc:  # Whatever it is, the others go on being answered from.
             log.exception("generation_not_loaded", generation=name)
             reason = str(exc) if isinstance(exc, HeadraceError) else type(exc).__name__
-            self._failures[name] = _Failure(f"it could not be loaded: {reason}", time.monotonic())
+            with self._lock:
+                if self._wants(name, info):
+                    self._failures[name] = _Failure(f"it could not be loaded: {reason}", time.monotonic())
             return
         with self._lock:
-            self._failures.pop(name, None)
-            self._since.pop(name, None)
-            still_wanted = name in self._wanted
-            if still_wanted:
+            if self._wants(name, info):
+                self._failures.pop(name, None)
+                self._since.pop(name, None)
                 self._corpora[name] = corpus
-        if not still_wanted:
-            corpus.close()
         log.info("generation_loaded", generation=name, seconds=round(time.monotonic() - started, 1))
+
+    def _wants(self, name: str, info: GenerationInfo) -> bool:
+        """Whether it is still that one: vectors of another encoder can't be searched with this one's."""
+        return name in self._wanted and self._wanted[name].encoder == info.encoder
 
     def _wait_s(self, name: str) -> float:
         failure = self._failures.get(name)

@@ -3,10 +3,11 @@ one record.
 """
 
 import json
+import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,19 +16,20 @@ from urllib.error import HTTPError
 
 import msgspec
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from headrace_client import Client, Query
 
 from headrace import wiring
 from headrace.cli.kafka import oldest_first, raw_key
 from headrace.config import Settings
-from headrace.errors import HeadraceError, Misconfigured
+from headrace.errors import HeadraceError, Misconfigured, Transient
 from schemas import DocumentEvent, GenerationInfo, Generations, decode, parse_key
 from schemas.generations import LEASE_S
 from tests.conftest import PARTITIONS, Deployment, deploy, free_ports
+from tests.connected.stores.proxy import Proxy
 from topics import GROUPS
-from topics.generations import TOPIC, Change, GenerationWatch, changing_generations, read_generations
+from topics.generations import TOPIC, Change, GenerationWatch, Overtaken, changing_generations, read_generations
 from topics.provisioning import create_topics, create_untold, existing_topics
 from topics.table import DOCUMENT_STAGES
 
@@ -212,6 +214,131 @@ def test_who_begins_to_change_the_record_ends_who_did_before(deployment: Deploym
     assert read_generations(kafka) == Generations(phase="done")
 
 
+def _interrupted(_: Producer) -> None:
+    raise KeyboardInterrupt
+
+
+def _written_and_interrupted(producer: Producer) -> None:
+    Producer.commit_transaction(producer, WITHIN_S)
+    raise KeyboardInterrupt
+
+
+def _written_and_unconfirmed(producer: Producer) -> None:
+    Producer.commit_transaction(producer, WITHIN_S)
+    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+
+def _unconfirmed(_: Producer) -> None:
+    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+
+def _given_up(producer: Producer) -> None:
+    producer.abort_transaction(WITHIN_S)
+    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+
+@pytest.fixture
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Producer], None]], None]:
+    """Says what becomes of the next commit."""
+    next_commit: list[Callable[[Producer], None]] = []
+
+    class CutOff(Producer):
+        def commit_transaction(self, *args: Any) -> None:
+            if next_commit:
+                next_commit.pop()(self)
+            else:
+                super().commit_transaction(*args)
+
+    monkeypatch.setattr("topics.generations.Producer", CutOff)
+    return next_commit.append
+
+
+@pytest.mark.parametrize(
+    ("by", "raises", "phase"),
+    [
+        (_interrupted, KeyboardInterrupt, "flipped"),
+        (_written_and_interrupted, KeyboardInterrupt, "flipped"),
+        (_written_and_unconfirmed, Transient, "flipped"),
+        (_unconfirmed, Transient, "flipped"),
+        (_given_up, Transient, "closing"),
+    ],
+)
+def test_after_a_write_that_was_cut_off_the_record_is_what_everybody_reads(
+    deployment: Deployment, cut_off: Any, by: Callable[[Producer], None], raises: type[BaseException], phase: str
+) -> None:
+    kafka = deployment.settings.kafka
+    with changing_generations(kafka) as change:
+        change.write(Generations(phase="closing"))
+        cut_off(by)
+        with pytest.raises(raises):
+            change.write(Generations(phase="flipped"))
+        assert change.settle() == change.record == read_generations(kafka) == Generations(phase=phase)
+        change.write(Generations(phase="done"))
+    assert read_generations(kafka) == Generations(phase="done")
+
+
+class KafkaProxy(Proxy):
+    """A broker says in its answers where it is: here that it is at the proxy, so nobody goes past that."""
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        host, port = self._target
+        itself, proxy = (host.encode() + number.to_bytes(4) for number in (port, self.port))
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self._flowing.wait()
+                sink.sendall(data.replace(itself, proxy))
+
+
+@pytest.fixture
+def proxy(servers: Settings) -> Iterator[KafkaProxy]:
+    made = KafkaProxy(f"kafka://{servers.kafka.bootstrap_servers}")
+    yield made
+    made.cut()
+
+
+def test_a_write_during_which_kafka_is_frozen_is_settled_when_it_is_back(
+    deployment: Deployment, proxy: KafkaProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("topics.generations.TRANSACTION_S", 3.0)
+    at_proxy = {"bootstrap_servers": f"127.0.0.1:{proxy.port}"}
+    with changing_generations(deployment.settings.kafka.model_copy(update=at_proxy)) as change:
+        change.write(Generations(phase="closing"))
+        proxy.freeze()
+        for ask in (partial(change.write, Generations(phase="flipped")), change.settle, change.settle):
+            with pytest.raises(Transient):
+                ask()
+        proxy.up()
+        assert change.settle() == read_generations(deployment.settings.kafka) == Generations(phase="closing")
+        change.write(Generations(phase="done"))
+    assert read_generations(deployment.settings.kafka) == Generations(phase="done")
+
+
+def test_a_write_that_nobody_confirmed_may_be_done_again(deployment: Deployment, cut_off: Any) -> None:
+    kafka = deployment.settings.kafka
+    with changing_generations(kafka) as change:
+        cut_off(_unconfirmed)
+        with pytest.raises(Transient):
+            change.write(Generations(phase="closing"))
+        change.write(Generations(phase="closing"))
+    assert read_generations(kafka) == Generations(phase="closing")
+
+
+def test_a_write_that_was_cut_off_is_not_finished_where_another_run_has_begun(
+    deployment: Deployment, cut_off: Any
+) -> None:
+    kafka = deployment.settings.kafka
+    with changing_generations(kafka) as first:
+        first.write(Generations(phase="closing"))
+        cut_off(_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            first.write(Generations(phase="flipped"))
+        with changing_generations(kafka) as second:
+            assert second.record.phase == "closing"
+            with pytest.raises(Overtaken):
+                first.settle()
+    assert read_generations(kafka) == Generations(phase="closing")
+
+
 def test_a_watch_tells_of_each_record_and_what_it_knows_grows_old(
     deployment: Deployment, watch: GenerationWatch
 ) -> None:
@@ -225,6 +352,9 @@ def test_a_watch_tells_of_each_record_and_what_it_knows_grows_old(
             change.write(Generations(phase=phase, lease_s=LEASE_S))
             until(partial(heard.__contains__, phase), f"nobody hears of {phase}")
     assert heard == ["done", "building", "closing"]
+    late: list[str] = []
+    watch.follow(lambda record: late.append(record.phase))
+    assert late == ["closing"]
     reading = watch.reading
     assert reading is not None
     assert reading.holds(reading.asked + LEASE_S)

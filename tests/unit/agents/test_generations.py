@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from agents.generations import DocumentStanding, QueryStanding
 from agents.stage import Item, Outgoing, Stage, StageRunner
 from headrace.errors import Misconfigured
 from headrace.serving import GenerationCorpora
-from schemas import Generations
+from schemas import GenerationInfo, Generations
 from tests.fakes.wire import FakeSource, FakeWire
 from topics import Names
 
@@ -31,7 +32,7 @@ class FakeWatch:
         return self.record
 
     def follow(self, listener: Callable[[Generations], None]) -> None:
-        pass
+        listener(self.record or Generations())
 
 
 def standing(
@@ -207,6 +208,20 @@ class TestQuery:
         watch.record = None
         assert own.waiting is not None
         assert own.waiting.service == "kafka"
+
+    def test_a_generation_that_comes_while_the_first_model_is_loaded_is_loaded_too(self) -> None:
+        info = GenerationInfo(encoder={}, since=datetime(2026, 1, 1, tzinfo=UTC))
+        watch = FakeWatch(Generations(live="2", known={"2": info}))
+        built: list[str] = []
+
+        def build(name: str, _: GenerationInfo) -> Any:
+            built.append(name)
+            watch.record = Generations(live="2", known={"2": info, "3": info})
+            return object()
+
+        corpora = GenerationCorpora("", object(), build, watch.fresh)  # type: ignore[arg-type]
+        QueryStanding(Names(), watch, corpora).start()
+        asyncio.run(until(lambda: built == ["2", "3"]))
 
     def test_it_refuses_to_start_where_it_can_not_know_what_is_live(self) -> None:
         own = self.query(FakeWatch(Generations(live="3")))

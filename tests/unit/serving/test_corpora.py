@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -9,40 +10,51 @@ from typing import Any
 import pytest
 
 from headrace.errors import Misconfigured, Transient
-from headrace.serving import GenerationCorpora, corpora
-from schemas import GenerationInfo, Generations
+from headrace.retrieval import Retriever
+from headrace.retrieval.settings import RetrievalSettings
+from headrace.serving import Corpus, GenerationCorpora, corpora
+from schemas import GenerationInfo, Generations, Query
+from tests.fakes.encoder import FakeEncoder
+from tests.fakes.stores import FakeTextStore, FakeVectorStore
 
 INFO = GenerationInfo(encoder={}, since=datetime(2026, 1, 1, tzinfo=UTC))
+ANOTHER = GenerationInfo(encoder={"backend": "static"}, since=INFO.since)
 KNOWN = {"": INFO, "2": INFO}
 
 
 class FakeCorpus:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, encoder: dict[str, Any]) -> None:
         self.name = name
-        self.closed = threading.Event()
+        self.encoder = encoder
 
-    def close(self) -> None:
-        self.closed.set()
+
+def fake(name: str, info: GenerationInfo) -> FakeCorpus:
+    return FakeCorpus(name, info.encoder)
+
+
+def real(_name: str, _info: GenerationInfo) -> Corpus:
+    return Corpus(Retriever(FakeVectorStore(), FakeTextStore(), RetrievalSettings()), FakeEncoder())
 
 
 class Bench:
     """The first generation is the deployment's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[str, GenerationInfo], Any] = fake) -> None:
         self.record: Generations | None = Generations()
-        self.own = FakeCorpus("")
-        self.built: list[FakeCorpus] = []
+        self.make = make
+        self.own = FakeCorpus("", {})
+        self.built: list[str] = []
         self.may_build = threading.Event()
         self.may_build.set()
         self.fails: Exception | None = None
         self.corpora = GenerationCorpora("", self.own, self.build, lambda: self.record)  # type: ignore[arg-type]
 
-    def build(self, name: str, _info: GenerationInfo) -> Any:
+    def build(self, name: str, info: GenerationInfo) -> Any:
         assert self.may_build.wait(10)
         if self.fails is not None:
             raise self.fails
-        self.built.append(FakeCorpus(name))
-        return self.built[-1]
+        self.built.append(name)
+        return self.make(name, info)
 
     def says(self, **said: Any) -> Generations:
         self.record = Generations(**said)
@@ -76,22 +88,21 @@ async def test_what_is_known_is_loaded_once_before_it_is_live() -> None:
     assert await bench.live() == "2"
     bench.says(known=KNOWN, live="")
     assert await bench.live() == ""
-    assert [corpus.name for corpus in bench.built] == ["2"]
+    assert bench.built == ["2"]
 
 
-async def test_questions_wait_for_one_that_is_live_before_it_is_loaded() -> None:
+async def test_while_one_that_is_live_is_loaded_questions_are_told_so_at_once() -> None:
     bench = Bench()
     bench.may_build.clear()
     record = bench.says(known=KNOWN, live="2")
-    asked = asyncio.create_task(bench.live())
-    await asyncio.sleep(3 * corpora.POLL_S)
-    assert not asked.done()
+    with pytest.raises(Transient, match="generation 2: its encoder is being loaded"):
+        await bench.live()
     missing = bench.corpora.missing(record)
     assert missing is not None
     assert missing[0] == "its encoder is being loaded"
     bench.may_build.set()
-    assert await asked == "2"
-    assert bench.corpora.missing(record) is None
+    await until(lambda: bench.corpora.missing(record) is None)
+    assert await bench.live() == "2"
 
 
 async def test_questions_wait_while_nobody_knows_what_is_live() -> None:
@@ -109,26 +120,71 @@ async def test_one_that_can_not_be_loaded_is_said_to_be_away_and_tried_again(mon
     bench = Bench()
     bench.fails = Misconfigured("no such model")
     record = bench.says(known=KNOWN, live="2")
+    await until(lambda: "no such model" in str(bench.corpora.missing(record)))
     with pytest.raises(Transient, match="no such model"):
         await bench.live()
-    assert "no such model" in str(bench.corpora.missing(record))
     bench.fails = None
-    await until(lambda: bench.built)
+    await until(lambda: bench.corpora.missing(record) is None)
     assert await bench.live() == "2"
 
 
 async def test_one_that_is_known_no_more_is_let_go_and_the_own_one_never_is() -> None:
     bench = Bench()
-    bench.says(known=KNOWN)
-    await until(lambda: bench.built)
-    bench.says(known=KNOWN, live="2")
-    await bench.live()
+    record = bench.says(known=KNOWN, live="2")
+    await until(lambda: bench.corpora.missing(record) is None)
+    loaded: Any = weakref.ref(await bench.corpora.live())
     bench.says(known={"": INFO}, live="2")
-    assert not bench.built[0].closed.is_set(), "it is live"
+    assert loaded() is not None, "it is live"
     bench.says(known={}, live="")
-    assert bench.built[0].closed.is_set()
-    assert not bench.own.closed.is_set()
+    await until(lambda: loaded() is None)
     assert await bench.live() == ""
+
+
+async def test_a_question_ends_in_the_generation_in_which_it_began_and_then_its_threads_end() -> None:
+    bench = Bench(real)
+    before = set(threading.enumerate())
+    record = bench.says(known=KNOWN, live="2")
+    await until(lambda: bench.corpora.missing(record) is None)
+    corpus: Corpus | None = await bench.corpora.live()
+    assert corpus is not None
+    vector = await corpus.embedder.embed("sluice")
+    bench.says(live="")
+    found = await corpus.retriever.search(Query(query="sluice"), vector)
+    assert (found.hits, found.degraded) == ([], [])
+    del corpus
+    await until(lambda: set(threading.enumerate()) <= before)
+
+
+async def test_a_number_that_has_another_encoder_now_is_loaded_anew() -> None:
+    bench = Bench()
+    record = bench.says(known=KNOWN, live="2")
+    await until(lambda: bench.corpora.missing(record) is None)
+    bench.may_build.clear()
+    record = bench.says(known={"": INFO, "2": ANOTHER}, live="2")
+    with pytest.raises(Transient, match="being loaded"):
+        await bench.live()
+    bench.may_build.set()
+    await until(lambda: bench.corpora.missing(record) is None)
+    assert vars(await bench.corpora.live()) == {"name": "2", "encoder": ANOTHER.encoder}
+
+
+async def test_what_was_loaded_at_the_start_is_loaded_anew_when_its_encoder_is_another_by_then() -> None:
+    bench = Bench()
+    bench.corpora.load_live(Generations(known=KNOWN, live="2"))
+    record = bench.says(known={"": INFO, "2": ANOTHER}, live="2")
+    await until(lambda: bench.corpora.missing(record) is None)
+    assert vars(await bench.corpora.live()) == {"name": "2", "encoder": ANOTHER.encoder}
+
+
+async def test_what_was_loaded_of_an_encoder_that_is_wanted_no_more_answers_nothing() -> None:
+    bench = Bench()
+    bench.may_build.clear()
+    bench.says(known=KNOWN, live="2")
+    record = bench.says(known={"": INFO, "2": ANOTHER}, live="2")
+    bench.may_build.set()
+    await until(lambda: bench.corpora.missing(record) is None)
+    assert bench.built == ["2", "2"]
+    assert vars(await bench.corpora.live()) == {"name": "2", "encoder": ANOTHER.encoder}
 
 
 async def test_at_the_start_the_live_one_is_there_before_anything_is_taken() -> None:
