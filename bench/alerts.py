@@ -249,7 +249,7 @@ def _healthy(trouble: Trouble) -> list[str]:
 
 
 def _asked(expr: str) -> str:
-    return expr.replace("[5m]", "[30s]").replace("[30m]", "[60s]").replace("6h", "10m")
+    return expr.replace("[5m]", "[30s]").replace("[30m]", "[60s]")
 
 
 def _make(trouble: Trouble) -> None:

@@ -7,6 +7,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from headrace.cli.deadletters import State, counts
+from headrace.cli.generation_settings import not_live
 from headrace.cli.kafka import ANSWER_WITHIN_S, QUIET, Positions, translated
 from headrace.cli.local import is_local, worker_programs
 from headrace.cli.readiness import readiness
@@ -14,6 +15,7 @@ from headrace.config import Settings
 from headrace.errors import HeadraceError, Misconfigured, Transient
 from headrace.localstack.stack import LocalStack, WorkerProgram
 from topics import GROUPS, LANES, Lane
+from topics.generations import NoTopic, read_generations
 from topics.provisioning import existing_topics
 from topics.settings import KafkaSettings
 
@@ -86,6 +88,13 @@ def condition(settings: Settings) -> Condition:
     lag: list[Lag] = []
     tenants: list[TenantCount] = []
     dead_letters: dict[State, int] = {}
+    try:
+        if (other := not_live(settings, read_generations(settings.kafka))) is not None:
+            problems.append(other)
+    except NoTopic:
+        pass  # A deployment of an earlier release: there is one generation.
+    except HeadraceError as exc:
+        problems.append(str(exc))
     try:
         lag = group_lag(settings.kafka)
     except HeadraceError as exc:

@@ -1,6 +1,7 @@
 """Taking away all that one generation has: in Kafka what lies between its stages, in the stores what it holds."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from headrace.stores.opensearch import OpenSearchTextStore
 from topics.provisioning import existing_topics
 from topics.table import DOCUMENT_STAGES, GENERATED, UNTOLD
 
+SESSION_MARGIN_S = 2.0
+"""On top of a worker's session: Kafka looks for those that have ended now and then."""
 _GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND}
 
 Holder = MilvusStore | OpenSearchTextStore | OpenSearchManifestStore
@@ -47,6 +50,7 @@ class Dropping:
     def __init__(self, settings: Settings) -> None:
         self._name = settings.generation.name
         self._names = settings.kafka.names
+        self._session_s = settings.worker.session_timeout_s
         self._config: dict[str, Any] = {**settings.kafka.confluent(), **QUIET}
         self._holders: dict[str, Holder] = {
             "collections": wiring.build_vectors(settings),
@@ -57,23 +61,39 @@ class Dropping:
             self._admin = AdminClient(self._config)
 
     def look(self) -> Remains:
-        """Raises HeadraceError while workers of it run."""
         own = {*map(self._names.topic, GENERATED), *map(self._names.untold, UNTOLD)}
-        with translated(self._config):
-            listed = self._admin.list_consumer_groups(request_timeout=ANSWER_WITHIN_S).result().valid
-        there = {group.group_id for group in listed}
-        groups = {stage: group for stage in DOCUMENT_STAGES if (group := self._names.group(stage)) in there}
-        with translated(self._config):
-            described = self._admin.describe_consumer_groups(list(groups.values())) if groups else {}
-            if working := [stage for stage, group in groups.items() if described[group].result().members]:
+        return Remains(
+            topics=sorted(own & set(existing_topics(self._config))),
+            groups=sorted(self._groups().values()),
+            held={what: holder.tenants() for what, holder in self._holders.items()},
+        )
+
+    def wait_until_nobody_works(self, tick: Callable[[float], None], *, but: Collection[str] = ()) -> None:
+        """`but` are stages whose workers don't count. One that ended without a word is listed in its group for as long
+        as its session lasts. Raises HeadraceError when workers still run then.
+        """
+        give_up = time.monotonic() + self._session_s + SESSION_MARGIN_S
+        while working := [stage for stage in self._working() if stage not in but]:
+            left_s = give_up - time.monotonic()
+            if left_s < 0:
                 raise HeadraceError(
                     f"workers of generation {display(self._name)} still run ({', '.join(working)}): stop them first"
                 )
-        return Remains(
-            topics=sorted(own & set(existing_topics(self._config))),
-            groups=sorted(groups.values()),
-            held={what: holder.tenants() for what, holder in self._holders.items()},
-        )
+            tick(left_s)
+            time.sleep(1.0)
+
+    def _groups(self) -> dict[str, str]:
+        """Those that are there, by stage."""
+        with translated(self._config):
+            listed = self._admin.list_consumer_groups(request_timeout=ANSWER_WITHIN_S).result().valid
+        there = {group.group_id for group in listed}
+        return {stage: group for stage in DOCUMENT_STAGES if (group := self._names.group(stage)) in there}
+
+    def _working(self) -> list[str]:
+        groups = self._groups()
+        with translated(self._config):
+            described = self._admin.describe_consumer_groups(list(groups.values())) if groups else {}
+            return [stage for stage, group in groups.items() if described[group].result().members]
 
     def drop(self, remains: Remains, show: Callable[[str, int, int], None]) -> None:
         """Rows last: as long as anything is left of a generation, its collections say so."""

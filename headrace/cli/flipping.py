@@ -11,19 +11,19 @@ Each step is one write of the record `Generations`, and rests on the wait before
 last for as long as that record's lease. Killed anywhere, the same steps go on from the record.
 """
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from msgspec.structs import replace
 
 from headrace.errors import HeadraceError
-from schemas.generations import FIRST, HALF_DONE, IDLE_LEASE_S, LEASE_S, GenerationInfo, Generations
+from schemas.generations import HALF_DONE, IDLE_LEASE_S, LEASE_S, GenerationInfo, Generations
 
 Phase = Literal["filling", "near", "closing", "flipped", "telling", "done"]
 Marks = dict[str, dict[str, int]]
 """Where to begin to tell after the fact, by topic and partition."""
 STATE_FILLING, STATE_LIVE, STATE_READY, STATE_KEPT = "is being made", "is live", "is ready", "is kept for a rollback"
+STATE_LEFT = "is kept after a rollback"
 
 
 class TooFarBehind(HeadraceError):
@@ -35,32 +35,48 @@ def display(generation: str) -> str:
     return generation or "1"
 
 
-def next_name(known: Mapping[str, GenerationInfo], live: str) -> str:
-    """A number that no generation has."""
-    return str(1 + max(int(name or "1") for name in (FIRST, live, *known)))
+def next_name(record: Generations) -> str:
+    """A number that no generation ever had: topics, groups and rows of one that was dropped may still be there."""
+    # A command of an earlier release forgets `highest`.
+    return str(1 + max(record.highest, *(_number(name) for name in (record.live, *record.known))))
+
+
+def _number(name: str) -> int:
+    return int(name or 1)
 
 
 def registered(
     record: Generations, name: str, encoder: dict[str, Any], *, live_encoder: dict[str, Any], now: datetime
 ) -> Generations:
-    """`name` is there from now on, and so is the live one, which a record that nobody wrote says nothing of."""
+    """`name`, which may have been there before, is made from now on. The live one is there, too, which a record that
+    nobody wrote says nothing of.
+    """
     known = dict(record.known)
     known.setdefault(record.live, GenerationInfo(encoder=live_encoder, since=now, state=STATE_LIVE))
-    known.setdefault(name, GenerationInfo(encoder=encoder, since=now, state=STATE_FILLING))
-    return replace(record, known=known, phase="filling", lease_s=IDLE_LEASE_S)
+    before = known.get(name, GenerationInfo(encoder=encoder, since=now))
+    return replace(
+        record,
+        known={**known, name: replace(before, state=STATE_FILLING)},
+        highest=max(record.highest, _number(name)),
+        target=name,
+        phase="filling",
+        lease_s=IDLE_LEASE_S,
+    )
 
 
 def near(record: Generations, target: str) -> Generations:
-    return replace(record, known=_said(record, target, STATE_READY), phase="near", lease_s=LEASE_S)
+    return replace(record, known=_said(record, target, STATE_READY), target=target, phase="near", lease_s=LEASE_S)
 
 
 def far(record: Generations) -> Generations:
-    """Nothing is about to change after all: whoever is held goes on."""
-    known = record.known
-    if record.previous is not None and record.previous in _made(known):
-        known = _said(record, record.previous, STATE_KEPT)
-    phase = "filling" if _made(known) else "done"
-    return replace(record, known=known, held=[], phase=phase, lease_s=IDLE_LEASE_S, marks={})
+    """Nothing is about to change after all: whoever is held goes on. A generation that was never live stays under way,
+    and one that was is kept as before.
+    """
+    known, target = record.known, target_of(record)
+    if target is not None and target == record.previous:
+        known, target = _said(record, target, STATE_KEPT), None
+    phase = "done" if target is None else "filling"
+    return replace(record, known=known, target=target, held=[], phase=phase, lease_s=IDLE_LEASE_S, marks={})
 
 
 def closing(record: Generations, marks: Marks) -> Generations:
@@ -69,7 +85,8 @@ def closing(record: Generations, marks: Marks) -> Generations:
 
 def flipped(record: Generations, target: str) -> Generations:
     """What is held stays so: it would be told too late."""
-    known = _said(replace(record, known=_said(record, record.live, STATE_KEPT)), target, STATE_LIVE)
+    left = STATE_LEFT if target == record.previous else STATE_KEPT
+    known = _said(replace(record, known=_said(record, record.live, left)), target, STATE_LIVE)
     return replace(record, live=target, telling=None, previous=record.live, known=known, phase="flipped")
 
 
@@ -78,7 +95,7 @@ def telling(record: Generations) -> Generations:
 
 
 def done(record: Generations) -> Generations:
-    return replace(record, marks={}, phase="done", lease_s=IDLE_LEASE_S)
+    return replace(record, target=None, marks={}, phase="done", lease_s=IDLE_LEASE_S)
 
 
 def without(record: Generations, name: str) -> Generations:
@@ -89,8 +106,9 @@ def without(record: Generations, name: str) -> Generations:
         raise HeadraceError("a flip is half done: run `headrace reindex` again to end it, then drop")
     known = {other: info for other, info in record.known.items() if other != name}
     previous = None if record.previous == name else record.previous
-    phase = "filling" if _made(known) else "done"
-    return replace(record, known=known, previous=previous, phase=phase, lease_s=IDLE_LEASE_S)
+    target = None if target_of(record) == name else target_of(record)
+    phase = "done" if target is None else "filling"
+    return replace(record, known=known, previous=previous, target=target, phase=phase, lease_s=IDLE_LEASE_S)
 
 
 def target_of(record: Generations) -> str | None:
@@ -99,11 +117,18 @@ def target_of(record: Generations) -> str | None:
         return None
     if record.phase in ("flipped", "telling"):
         return record.live
-    return max(_made(record.known), key=lambda name: record.known[name].since, default=None)
+    if record.target is not None:
+        return record.target
+    # A record of a release that noted no target.
+    made = [name for name, info in record.known.items() if info.state in (STATE_FILLING, STATE_READY)]
+    return max(made, key=lambda name: record.known[name].since, default=None)
 
 
-def _made(known: Mapping[str, GenerationInfo]) -> list[str]:
-    return [name for name, info in known.items() if info.state in (STATE_FILLING, STATE_READY)]
+def goes_back(record: Generations) -> bool:
+    """Whether what is under way is a rollback."""
+    if record.phase in ("flipped", "telling"):
+        return record.previous in record.known and record.known[record.previous].state == STATE_LEFT
+    return record.previous is not None and target_of(record) == record.previous
 
 
 def _said(record: Generations, name: str, state: str) -> dict[str, GenerationInfo]:

@@ -5,6 +5,7 @@ ends, and is found again by the next command.
 """
 
 import os
+import xmlrpc.client
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +34,10 @@ class GenerationWorkers:
         self._begun: dict[str, set[int]] = {}
 
     def running(self) -> bool:
-        return self.root.is_dir() and self._supervisor.running()
+        try:
+            return self.root.is_dir() and self._supervisor.running()
+        except xmlrpc.client.Fault:  # It is about to end.
+            return False
 
     def stages(self) -> set[str]:
         """Whose workers are kept running."""
@@ -64,7 +68,6 @@ class GenerationWorkers:
                 environment=environment
                 | {
                     "HEADRACE_WORKER__PORT": ANY_PORT,
-                    "HEADRACE_WORKER__INSTANCE_ID": f"reindex-{stage}",
                     "HEADRACE_WORKER__DATA_DIR": str(self.root / "data"),
                 },
                 stop_wait_s=round(drain_s + KILL_GRACE_S),

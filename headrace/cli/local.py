@@ -4,12 +4,14 @@ import os
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from headrace.cli.generation_settings import not_live
 from headrace.cli.generation_workers import GenerationWorkers
 from headrace.cli.worker import command
 from headrace.config import ENV_PREFIX, Settings
 from headrace.errors import Misconfigured
 from headrace.localstack.stack import LocalStack, WorkerProgram
 from topics import GROUPS
+from topics.generations import read_generations
 from topics.provisioning import create_topics
 
 READY_WITHIN_S = 300.0
@@ -54,6 +56,7 @@ def bring_up(settings: Settings, *, servers_only: bool, say: Callable[[str], Non
     if created:
         say(f"created {len(created)} topics")
     if not servers_only:
+        refuse_other_generation(settings)
         programs = worker_programs(settings)
         stack.start_workers(programs)
         stack.wait_ready(programs, READY_WITHIN_S)
@@ -61,6 +64,17 @@ def bring_up(settings: Settings, *, servers_only: bool, say: Callable[[str], Non
         if begun.running():
             begun.stop()
             say("stopped the workers that `headrace reindex` had started: these take over")
+
+
+def refuse_other_generation(settings: Settings) -> None:
+    """Its workers would leave the live generation without any, unless `headrace reindex` keeps those running here; one
+    that was taken away they would make again. Raises Misconfigured, as `read_generations` does.
+    """
+    record = read_generations(settings.kafka)
+    other = not_live(settings, record)
+    is_kept = settings.generation.name in record.known
+    if other is not None and not (is_kept and GenerationWorkers(settings.worker.data_dir, record.live).running()):
+        raise Misconfigured(other)
 
 
 def require_local(settings: Settings) -> None:

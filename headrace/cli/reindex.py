@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +14,9 @@ from headrace.cli.console import complain, err, out, print_json
 from headrace.cli.options import Json, check_tenant
 
 if TYPE_CHECKING:
+    from headrace.cli.generation_workers import GenerationWorkers
     from headrace.cli.reindexing import Reindexing
     from headrace.config import Settings
-    from headrace.encoders.settings import EncoderSettings
     from headrace.evaluation import Question, Report
     from schemas import Generations
     from topics.generations import Change
@@ -199,188 +198,108 @@ def _questions(file: Path | None) -> "list[Question]":
         raise HeadraceError(str(exc)) from exc
 
 
-# Which generation
-
-
-def _sides(settings: "Settings", record: "Generations", wanted: _Wanted) -> "tuple[Settings, Settings, Generations]":
-    """The settings of the generation that is left and of the one that comes, and the record in which both stand.
-
-    Raises HeadraceError where that isn't what was asked for, and Misconfigured where the new encoder can't be had.
-    """
-    from headrace import wiring
-    from headrace.cli.flipping import display, next_name, registered, target_of
-    from headrace.errors import HeadraceError
-    from schemas.generations import HALF_DONE
-
-    live = _live(settings, record)
-    going = target_of(record)
-    encoder = _encoder(settings, wanted.encoder) if wanted.encoder is not None else None
-    if going is not None:
-        if encoder is not None and encoder.vectors() != record.known[going].encoder:
-            raise HeadraceError(
-                f"generation {display(going)} is being made, of {_encoder_name(record.known[going].encoder)}: go on "
-                f"with `headrace reindex`, or take it away with `headrace reindex --drop {display(going)}`"
-            )
-        if wanted.rollback and record.phase not in HALF_DONE and going != record.previous:
-            raise HeadraceError(
-                f"generation {display(going)} is being made: take it away first "
-                f"(`headrace reindex --drop {display(going)}`)"
-            )
-        # After the flip the one that is left is not the one that is live.
-        left = record.previous if record.phase in ("flipped", "telling") and record.previous is not None else None
-        old = live if left is None else _of(settings, record, left)
-        return old, _with(_of(settings, record, going), encoder), record
-    if wanted.rollback:
-        if record.previous is None:
-            raise HeadraceError("there is no generation to go back to")
-        return live, _of(settings, record, record.previous), record
-    if encoder is None:
-        raise typer.BadParameter("which one?", param_hint="--encoder")
-    if encoder.vectors() == live.encoder.vectors():
-        raise HeadraceError(f"generation {display(record.live)}, which is live, has just these vectors")
-    kept = [name for name, info in record.known.items() if info.encoder == encoder.vectors()]
-    name = kept[-1] if kept else next_name(record.known, record.live)
-    new = _with(settings.of_generation(name, encoder.vectors()), encoder)
-    wiring.build_tokenizer(new)
-    now = datetime.now(UTC)
-    return live, new, registered(record, name, encoder.vectors(), live_encoder=live.encoder.vectors(), now=now)
-
-
-def _encoder(settings: "Settings", given: dict[str, Any]) -> "EncoderSettings":
-    """How it is run is as now, as far as that fits, unless it is given, too. Raises Misconfigured."""
-    from pydantic import ValidationError
-
-    from headrace.encoders import encoder_identity
-    from headrace.encoders.settings import EncoderSettings
-    from headrace.errors import Misconfigured
-
-    try:
-        EncoderSettings.model_validate(given)
-        base = settings.encoder.of_vectors({"context": settings.encoder.context, **given})
-        encoder = EncoderSettings.model_validate({**base.model_dump(), **given})
-    except ValidationError as exc:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in error['loc']) or 'encoder'}: {error['msg']}" for error in exc.errors()
-        )
-        raise Misconfigured(f"impossible encoder: {problems}") from exc
-    encoder_identity(encoder)
-    return encoder
-
-
-def _with(settings: "Settings", encoder: "EncoderSettings | None") -> "Settings":
-    return settings if encoder is None else settings.model_copy(update={"encoder": encoder})
-
-
-def _live(settings: "Settings", record: "Generations") -> "Settings":
-    from headrace.cli.flipping import display
-    from headrace.errors import Misconfigured
-
-    if record.live in record.known:
-        return _of(settings, record, record.live)
-    if settings.generation.name != record.live:
-        raise Misconfigured(
-            f"generation.name is {settings.generation.name!r}, and generation {display(record.live)} is live: nobody "
-            "knows its encoder"
-        )
-    return settings
-
-
-def _of(settings: "Settings", record: "Generations", name: str) -> "Settings":
-    """Where the settings are this generation's own, they say more than the record."""
-    if settings.generation.name == name and settings.encoder.vectors() == record.known[name].encoder:
-        return settings
-    return settings.of_generation(name, record.known[name].encoder)
-
-
-def _encoder_name(encoder: dict[str, Any]) -> str:
-    context = encoder.get("context", "none")
-    return f"{encoder.get('model')} ({encoder.get('backend')}{'' if context == 'none' else f', with {context}'})"
-
-
 # Making it, and going over to it
 
 
 def _reindex(wanted: _Wanted) -> None:
+    from headrace.cli.choosing import sides
     from headrace.config import load_settings
-    from topics.generations import changing_generations
+    from topics.generations import changing_generations, read_generations
 
     settings = load_settings()
-    signal.signal(signal.SIGTERM, _interrupt)
+    _take_signals()
+    # What can't be done should not end the run that is at work.
+    sides(settings, read_generations(settings.kafka), wanted.encoder, rollback=wanted.rollback)
     with changing_generations(settings.kafka) as change:
-        old, new, record = _sides(settings, change.record, wanted)
-        _carry_out(change, record, old, new, wanted)
+        _carry_out(change, *sides(settings, change.record, wanted.encoder, rollback=wanted.rollback), wanted)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _take_signals() -> None:
+    """To be asked to end, and to lose the terminal, is as Ctrl-C, once; unless `nohup` says otherwise."""
+
+    def interrupt(*_: object) -> None:
+        for number in ended_by:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    ended_by = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
+    for number in ended_by:
+        signal.signal(number, interrupt)
 
 
-def _carry_out(change: "Change", record: "Generations", old: "Settings", new: "Settings", wanted: _Wanted) -> None:
-    from headrace.cli.flipping import display, flip
+def _carry_out(change: "Change", old: "Settings", new: "Settings", record: "Generations", wanted: _Wanted) -> None:
+    from headrace.cli.choosing import encoder_name
+    from headrace.cli.flipping import display, flip, goes_back
+    from headrace.cli.generation_workers import GenerationWorkers
     from headrace.cli.reindexing import Reindexing
+    from headrace.errors import HeadraceError
     from schemas.generations import HALF_DONE
 
     target = new.generation.name
-    run = Reindexing(
-        change,
-        old,
-        new,
-        idle_s=wanted.idle_s,
-        rate=wanted.rate,
-        own_workers=wanted.own_workers,
-        say=complain,
-    )
-    if record != change.record:
-        change.write(record)
-        complain(f"generation {display(target)} is made, of {_encoder_name(new.encoder.vectors())}")
-    with _undoing(run):
+    workers = GenerationWorkers(new.worker.data_dir, target) if wanted.own_workers else None
+    against_it = not wanted.flip or (wanted.rollback and not goes_back(record))
+    begun = record.phase
+    with _undoing(change, target, workers):
+        if begun == "closing" and against_it:
+            return
+        run = Reindexing(change, old, new, idle_s=wanted.idle_s, rate=wanted.rate, workers=workers, say=complain)
+        if record != change.record:
+            before = target in change.record.known
+            change.write(record)
+            how = "is to catch up" if before else "is made"
+            complain(f"generation {display(target)} {how}, of {encoder_name(new.encoder.vectors())}")
         run.start_workers()
-        if change.record.phase not in HALF_DONE:
+        if begun not in HALF_DONE:
             _make(run, wanted)
             if not wanted.flip or not _agreed(run, wanted):
                 return
         flip(change.record, target, run, catch_up_s=wanted.catch_up_s)
     _say_flipped(run)
+    if begun in HALF_DONE and against_it:
+        raise HeadraceError(
+            "questions had gone over already, so that was ended; `headrace reindex --rollback` goes back"
+        )
 
 
 @contextmanager
-def _undoing(run: "Reindexing") -> Iterator[None]:
+def _undoing(change: "Change", target: str, workers: "GenerationWorkers | None") -> Iterator[None]:
     """However this ends: before the flip nothing stays held, and the new workers end; after it they go on."""
-    from headrace.cli.flipping import display, far
-    from headrace.errors import HeadraceError
+    from headrace.cli.flipping import display, target_of
     from topics.generations import Overtaken
 
-    change, target = run.change, run.new.name
     try:
         yield
     except Overtaken:
         raise  # Whoever has begun goes on with the same workers.
-    except (HeadraceError, KeyboardInterrupt, typer.Abort):
-        if change.record.live == target:
-            complain("the flip is half done: run `headrace reindex` again, which ends it")
-            raise
-        _leave(run, far(change.record))
+    except BaseException:
+        _undo(change, target, workers)
         raise
-    else:
-        if change.record.live != target:
-            _leave(run, far(change.record))
-            complain(
-                f"Generation {display(target)} is there, and generation {display(change.record.live)} goes on. The "
-                "same command goes over to it."
-            )
+    if change.record.live != target:
+        _undo(change, target, workers)
+        again = "headrace reindex" if target_of(change.record) == target else "headrace reindex --rollback"
+        complain(
+            f"Generation {display(target)} is there, and generation {display(change.record.live)} goes on. "
+            f"`{again}` goes over to it."
+        )
 
 
-def _leave(run: "Reindexing", record: "Generations") -> None:
-    from headrace.errors import HeadraceError
+def _undo(change: "Change", target: str, workers: "GenerationWorkers | None") -> None:
+    from headrace.cli.flipping import far
+    from headrace.errors import Transient
+    from schemas.generations import HALF_DONE
 
-    if record != run.change.record:
-        try:
-            run.change.write(record)
-        except HeadraceError as exc:
-            complain(
-                f"what is held could not be let go ({exc}): until you run `headrace reindex` again, documents wait"
-            )
-    run.stop_workers()
+    try:
+        record = change.settle()
+        if record.live != target and far(record) != record:
+            change.write(far(record))
+    except Transient as exc:
+        complain(f"what is held could not be let go ({exc}): documents may wait until you run `headrace reindex` again")
+        return
+    if record.live != target:
+        if workers is not None:
+            workers.stop()
+    elif record.phase in HALF_DONE:
+        complain("the flip is half done: run `headrace reindex` again, which ends it")
 
 
 def _make(run: "Reindexing", wanted: _Wanted) -> None:
@@ -397,7 +316,8 @@ def _make(run: "Reindexing", wanted: _Wanted) -> None:
 
 def _verify(run: "Reindexing") -> None:
     from headrace.cli.flipping import display
-    from headrace.cli.reindexing import NotVerified, environment_of
+    from headrace.cli.generation_settings import environment_of
+    from headrace.cli.reindexing import NotVerified
     from headrace.cli.verify import print_differences, summary
 
     table, report = run.verify()
@@ -415,8 +335,13 @@ def _look_for_missing(run: "Reindexing", *, accepted: bool) -> None:
     from headrace.cli.reindexing import NotVerified
 
     missing = run.missing()
-    for key, why in missing[:DIFFERENCES_SHOWN]:
+    for key, _, why in missing[:DIFFERENCES_SHOWN]:
         complain(f"  {key}: {why}")
+    if deleted := sum(one.deleted for one in missing):
+        raise NotVerified(
+            f"generation {display(run.new.name)} did not take the deletions of {deleted:,} documents, which would be "
+            "back: delete them, and run this again"
+        )
     if missing and not accepted:
         raise NotVerified(
             f"generation {display(run.new.name)} lacks {len(missing):,} documents that generation "
@@ -471,7 +396,7 @@ def _agreed(run: "Reindexing", wanted: _Wanted) -> bool:
 
 def _say_flipped(run: "Reindexing") -> None:
     from headrace.cli.flipping import display
-    from headrace.cli.reindexing import settings_lines
+    from headrace.cli.generation_settings import settings_lines
 
     new, old = display(run.new.name), display(run.old.name)
     say = out().print
@@ -480,7 +405,7 @@ def _say_flipped(run: "Reindexing") -> None:
     say("Set for all workers, where their settings are:")
     for line in settings_lines(run.new.settings):
         say(f"  {line}", markup=False, soft_wrap=True)
-    if run.own_workers:
+    if run.workers is not None:
         say(
             f"The workers that were started here for generation {new} go on. `headrace up` with these settings takes "
             "over from them, and `headrace reindex --stop-workers` ends them once yours run.",
@@ -510,31 +435,36 @@ def _drop(name: str, *, yes: bool) -> None:
     from headrace.cli.steps import steps
     from headrace.config import load_settings
     from headrace.errors import HeadraceError
-    from topics.generations import changing_generations
+    from topics.generations import changing_generations, read_generations
 
     settings = load_settings()
-    with changing_generations(settings.kafka) as change:
-        record = without(change.record, name)
-        GenerationWorkers(settings.worker.data_dir, name).stop()
-        dropping = Dropping(settings.of_generation(name))
+    dropping, workers = Dropping(settings.of_generation(name)), GenerationWorkers(settings.worker.data_dir, name)
+    # What can't be done should not end the run that is at work.
+    record = read_generations(settings.kafka)
+    without(record, name)
+    remains = dropping.look()
+    if remains.nothing and name not in record.known:
+        raise HeadraceError(f"there is no generation {display(name)}")
+    with steps(err()) as shown:
+        dropping.wait_until_nobody_works(shown.seconds("until no worker is left"), but=workers.stages())
+    complain(f"generation {display(name)} has {remains}")
+    if not yes:
+        typer.confirm("Take all of it away?", abort=True, err=True)
+    with changing_generations(settings.kafka) as change, steps(err()) as shown:
+        # Query workers let go of it first: a search in what is being taken away would be half of an answer.
+        change.write(without(change.record, name))
+        change.wait_until_known(shown.seconds("until every worker knows"))
+        workers.stop()
+        dropping.wait_until_nobody_works(shown.seconds("until no worker is left"))
         remains = dropping.look()
-        if remains.nothing and name not in change.record.known:
-            raise HeadraceError(f"there is no generation {display(name)}")
-        complain(f"generation {display(name)} has {remains}")
-        if not yes:
-            typer.confirm("Take all of it away?", abort=True, err=True)
-        with steps(err()) as shown:
-            if record != change.record:
-                change.write(record)
-                # Query workers let go of it first: a search in what is being taken away would be half of an answer.
-                change.wait_until_known(
-                    lambda left_s: shown.show("until every worker knows", 0, count=f"{left_s:.0f} s")
-                )
-            dropping.drop(remains, shown.show)
+        # Another run that has begun meanwhile goes by what it has found.
+        change.write(change.record)
+        dropping.drop(remains, shown.show)
     out().print(f"generation {display(name)} is gone")
 
 
 def _status(*, json: bool) -> None:
+    from headrace.cli.choosing import encoder_name
     from headrace.cli.generation_status import generation_status
     from headrace.config import load_settings
 
@@ -555,7 +485,7 @@ def _status(*, json: bool) -> None:
         missing = [stage for stage, count in one.workers.items() if not count]
         workers = f"{sum(one.workers.values()):,}" + (f", none for {', '.join(missing)}" if missing else "")
         workers = workers if len(missing) < len(one.workers) else "none"
-        cells = (one.name, one.state, _encoder_name(one.encoder), since, waiting, workers)
+        cells = (one.name, one.state, encoder_name(one.encoder), since, waiting, workers)
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
     if found.phase != "done":

@@ -3,10 +3,10 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from confluent_kafka import KafkaError, Message, Producer
@@ -15,18 +15,20 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from headrace import wiring
 from headrace.cli.console import err
 from headrace.cli.deadletters import read_dead_letter
+from headrace.cli.dropping import SESSION_MARGIN_S
 from headrace.cli.filling import Estimate, Filling, Seen, duration
 from headrace.cli.flipping import Marks, display
 from headrace.cli.flow import Flow
+from headrace.cli.generation_settings import encoder_environment
 from headrace.cli.generation_workers import GenerationWorkers
 from headrace.cli.groups import GroupReader, Groups
 from headrace.cli.kafka import QUIET, oldest_first, raw_headers, raw_key, raw_value, translated, watermarks
+from headrace.cli.lacking import delete_again, is_deletion, lacking, stands
 from headrace.cli.steps import Shown, steps
 from headrace.cli.verify import repaired
-from headrace.cli.verifying import LOOK_DOCUMENTS, Report, Verifier
+from headrace.cli.verifying import Report, Verifier
 from headrace.cli.worktable import WorkTable
 from headrace.config import ENV_PREFIX, Settings
-from headrace.encoders.settings import EncoderSettings
 from headrace.errors import HeadraceError, Transient
 from headrace.stores import ManifestStore
 from schemas import Key, Revision
@@ -46,6 +48,7 @@ STILL_THERE_S = 30.0
 SETTLE_S = 30.0
 REPAIR_RATE = 100.0
 UNCONFIRMED_KB = 65_536
+T = TypeVar("T")
 WAITS = "no work is lost; the same command goes on where this one was"
 
 
@@ -60,46 +63,11 @@ class StandsStill(Transient):
         super().__init__("the document workers", why)
 
 
-def encoder_environment(environ: Mapping[str, str], encoder: EncoderSettings, generation: str) -> dict[str, str]:
-    """Settings of this environment, with another encoder and generation. Every setting of the encoder is named, so that
-    none is left of a file's.
-    """
-    ours = {name: value for name, value in environ.items() if name.upper().startswith(ENV_PREFIX)}
-    theirs = (f"{ENV_PREFIX}ENCODER", f"{ENV_PREFIX}GENERATION")
-    kept = {name: value for name, value in ours.items() if not name.upper().startswith(theirs)}
-    given = encoder.model_dump(mode="json")
-    given["api_key"] = encoder.api_key.get_secret_value() if encoder.api_key is not None else None
-    # A quote in it would be one too many for supervisord, which knows no way around it.
-    said = msgspec.json.encode(given).decode().replace("'", "\\u0027")
-    return {**kept, f"{ENV_PREFIX}ENCODER": said, f"{ENV_PREFIX}GENERATION__NAME": generation}
-
-
-def settings_lines(settings: Settings) -> list[str]:
-    """As headrace.toml has the generation and its encoder. No secrets."""
-    encoder = [
-        f"{name} = {msgspec.json.encode(value).decode()}"
-        for name, value in settings.encoder.vectors().items()
-        if name in ("backend", "model", "context") or value not in (None, False)
-    ]
-    return ["[generation]", f'name = "{settings.generation.name}"', "[encoder]", *encoder]
-
-
-def environment_of(settings: Settings) -> str:
-    """The same before a command, for a shell."""
-    section, said = "", []
-    for line in settings_lines(settings):
-        if line.startswith("["):
-            section = line.strip("[]").upper()
-            continue
-        name, _, value = line.partition(" = ")
-        said.append(f"{ENV_PREFIX}{section}__{name.upper()}={value}")
-    return " ".join(said)
-
-
 class Missing(NamedTuple):
-    """A document that the new generation doesn't have, and why."""
+    """A document that the new generation doesn't have, or whose deletion it doesn't know of, and why."""
 
     key: str
+    deleted: bool
     why: str
 
 
@@ -115,7 +83,8 @@ class Side:
 class Reindexing:
     """What one run works with. It is the `World` of `flipping`.
 
-    `idle_s` is how long nothing of the new generation may move; `rate` is in documents a second, 0 without a limit.
+    `idle_s` is how long nothing of the new generation may move; `rate` is in documents a second, 0 without a limit;
+    `workers` keeps the new generation's workers, None where others run them.
     """
 
     def __init__(
@@ -126,7 +95,7 @@ class Reindexing:
         *,
         idle_s: float,
         rate: float,
-        own_workers: bool,
+        workers: GenerationWorkers | None,
         say: Callable[[str], None],
     ) -> None:
         self.change = change
@@ -146,31 +115,36 @@ class Reindexing:
         }
         self.new = self._sides[new.generation.name]
         self.old = self._sides[old.generation.name]
-        self.workers = GenerationWorkers(new.worker.data_dir, self.new.name)
-        self.own_workers = own_workers
+        self.workers = workers
         self._rate = rate
 
     # The new generation is made.
 
     def start_workers(self) -> None:
         """Those of the new generation, where nobody else runs them."""
-        if not self.own_workers:
+        if self.workers is None:
             return
         settings = self.new.settings
-        groups = self._patiently(GroupReader(settings.kafka).read).groups
-        ours = self.workers.stages()
-        stages = [stage for stage in DOCUMENT_STAGES if stage in ours or not groups[stage].workers]
+        stages = self._stages_for(self.workers)
         if not stages:
-            self.own_workers = False
+            self.workers = None
             return
         environment = encoder_environment(os.environ, settings.encoder, self.new.name)
         environment[f"{ENV_PREFIX}GENERATION__RATE"] = str(self._rate)
         self.workers.start(stages, environment, drain_s=settings.worker.drain_timeout_s, say=self.say)
 
-    def stop_workers(self) -> None:
-        """Those that were started here."""
-        if self.own_workers:
-            self.workers.stop()
+    def _stages_for(self, workers: GenerationWorkers) -> list[str]:
+        """Those that have none, or these already. A worker that ended without a word is listed in its group for as long
+        as its session lasts.
+        """
+        reader, ours = GroupReader(self.new.settings.kafka), workers.stages()
+        give_up = time.monotonic() + self.new.settings.worker.session_timeout_s + SESSION_MARGIN_S
+        while True:
+            groups = self._patiently(reader.read).groups
+            stages = [stage for stage in DOCUMENT_STAGES if stage in ours or not groups[stage].workers]
+            if len(stages) == len(DOCUMENT_STAGES) or time.monotonic() > give_up:
+                return stages
+            time.sleep(LOOK_EVERY_S)
 
     def fill(self) -> None:
         """Return when the new generation has, but for moments, all that Kafka has.
@@ -189,15 +163,13 @@ class Reindexing:
                 still_s = now - (filling.moved_at or now)
                 if self.change.record.lease_s != LEASE_S and _within(estimate, SOON_S):
                     # Those who go by the longer lease have forgotten it by the time that it matters.
-                    self.change.write(msgspec.structs.replace(self.change.record, lease_s=LEASE_S))
-                if (_within(estimate, NEARLY_S) or still_s > STILL_S) and self.new.flow.passed(
-                    idle_s=STILL_S, within_s=STILL_S
-                ):
+                    self._write_on(lease_s=LEASE_S)
+                if (_within(estimate, NEARLY_S) or still_s > STILL_S) and self._patiently(self._nearly_passed):
                     break
                 if still_s > self.idle_s:
                     raise StandsStill(_standstill(groups, estimate, self.new.name, self.idle_s))
                 if now - sure_at > STILL_THERE_S:
-                    self.change.write(self.change.record)
+                    self._write_on()
                     sure_at = now
                 time.sleep(LOOK_EVERY_S)
         self.say(
@@ -219,8 +191,9 @@ class Reindexing:
         return table, report
 
     def missing(self) -> list[Missing]:
-        """Documents that the live generation has, and the new one has not, or in an older version: it can't process
-        them, or Kafka no longer has them. After the flip they would be gone.
+        """What the live generation goes by and the new one lacks: it can't process it, or Kafka no longer has it. After
+        the flip such documents would be gone, or in an older version; a deleted one would be back, so what was deleted
+        is deleted again before.
         """
         with self._showing() as shown:
             old, new = (wiring.build_manifests(side.settings) for side in (self.old, self.new))
@@ -228,18 +201,25 @@ class Reindexing:
             looked_at = 0
             for tenant in old.tenants():
                 for page in old.scan(tenant):
-                    live = {one.key: one.live.revision for one in page if one.live and not one.live.deleted}
-                    suspects |= _lacking(new, live)
+                    known = {one.key: revision for one in page if (revision := stands(one)) is not None}
+                    suspects |= dict(lacking(new, known))
                     looked_at += len(page)
                     shown.show("looking for documents that are missing", looked_at)
-            # What had come by then is worked on; what is still not there will not come.
-            if suspects and not self.passed(self.new.name, within_s=self.idle_s):
-                raise StandsStill(f"generation {display(self.new.name)} did not do what was at work; {WAITS}")
-            lacking: set[Key] = set()
-            for some in _pages(sorted(suspects), LOOK_DOCUMENTS):
-                lacking |= _lacking(new, {key: suspects[key] for key in some}).keys()
-            reasons = self._reasons() if lacking else {}
-        return [Missing(str(key), reasons.get(str(key), "Kafka no longer has it")) for key in sorted(lacking)]
+            lacks = self._still_lacking(new, suspects)
+            if deleted := {key: revision for key, revision in lacks.items() if is_deletion(revision)}:
+                delete_again(self.new.settings, new, deleted, self.say)
+                lacks = self._still_lacking(new, lacks)
+            reasons = self._reasons() if lacks else {}
+        return [
+            Missing(str(key), is_deletion(revision), reasons.get(str(key), "it is not in Kafka (any more)"))
+            for key, revision in lacks.items()
+        ]
+
+    def _still_lacking(self, manifests: ManifestStore, suspects: dict[Key, Revision]) -> dict[Key, Revision]:
+        """Those that the new generation lacks when what had come by now is worked on: they will not come."""
+        if suspects and not self.passed(self.new.name, within_s=self.idle_s):
+            raise StandsStill(f"generation {display(self.new.name)} did not do what was at work; {WAITS}")
+        return dict(lacking(manifests, suspects))
 
     def _reasons(self) -> dict[str, str]:
         """Of what the new generation could not process, by key."""
@@ -256,9 +236,7 @@ class Reindexing:
 
     def until_known(self) -> None:
         with self._showing() as shown:
-            self.change.wait_until_known(
-                lambda left_s: shown.show("until every worker knows", 0, count=f"{left_s:.0f} s")
-            )
+            self.change.wait_until_known(shown.seconds("until every worker knows"))
 
     def marks(self, generation: str) -> Marks:
         return self._bounds(generation, lambda bounds: bounds[1])
@@ -311,7 +289,14 @@ class Reindexing:
 
     # While it goes.
 
-    def _patiently(self, ask: Callable[[], Groups]) -> Groups:
+    def _nearly_passed(self) -> bool:
+        return self.new.flow.passed(idle_s=STILL_S, within_s=STILL_S)
+
+    def _write_on(self, **changes: Any) -> None:
+        """What a write that got no answer has left behind counts."""
+        self._patiently(lambda: self.change.write(msgspec.structs.replace(self.change.settle(), **changes)))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
         """What takes hours shouldn't end because a broker is away for a moment, as after topics were made."""
         patient = Retrying(
             retry=retry_if_exception_type(Transient),
@@ -322,7 +307,11 @@ class Reindexing:
         return patient(ask)
 
     def _watch_workers(self) -> None:
-        if self.own_workers and (failed := self.workers.failed()) is not None:
+        if self.workers is None:
+            return
+        if not self.workers.running():
+            raise HeadraceError(f"somebody has stopped the workers of generation {display(self.new.name)}; {WAITS}")
+        if (failed := self.workers.failed()) is not None:
             raise HeadraceError(f"{failed}; {WAITS}")
 
     @contextmanager
@@ -370,20 +359,6 @@ def _standstill(groups: Groups, estimate: Estimate, generation: str, idle_s: flo
         f"nothing of generation {display(generation)} has moved for {duration(idle_s)}, and {estimate.waiting:,} "
         f"messages wait{nobody}; {WAITS}"
     )
-
-
-def _lacking(manifests: ManifestStore, live: Mapping[Key, Revision]) -> dict[Key, Revision]:
-    """Those of which nothing as new was ever let in."""
-    there = manifests.read(live)
-    return {
-        key: revision
-        for key, revision in live.items()
-        if (intake := there[key].manifest.intake) is None or intake.revision.version < revision.version
-    }
-
-
-def _pages(keys: Sequence[Key], size: int) -> Iterator[Sequence[Key]]:
-    return (keys[first : first + size] for first in range(0, len(keys), size))
 
 
 def _producer(kafka: dict[str, Any]) -> Producer:

@@ -1,7 +1,7 @@
 """How long work of several steps goes: a bar on a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -35,6 +35,10 @@ class Shown:
         if self._task is None:
             self._task = self._bar.add_task("", count="")
         self._bar.update(self._task, description=what, count=count, completed=done, total=total)
+
+    def seconds(self, what: str) -> Callable[[float], None]:
+        """For who counts down."""
+        return lambda left_s: self.show(what, 0, count=f"{left_s:.0f} s")
 
 
 @contextmanager

@@ -7,12 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 from opensearchpy import OpenSearch
 from pymilvus import MilvusClient
 
+from headrace.cli.choosing import sides
+from headrace.cli.flipping import closing, near
 from headrace.cli.generation_workers import GenerationWorkers
+from headrace.cli.kafka import watermarks
+from headrace.cli.local import refuse_other_generation
 from headrace.config import Settings
+from headrace.errors import Misconfigured
+from schemas import Generations
 from tests.conftest import Deployment, deploy
 from topics.generations import changing_generations, read_generations
 from topics.table import DOCUMENT_STAGES
@@ -72,6 +85,9 @@ def test_a_generation_is_made_measured_gone_over_to_and_the_old_one_taken_away(
         "2": (True, 0),
     }
     assert len(found(static, "Where does pump 3 stand?")) == DOCUMENTS
+    problems = json.loads(static.run("status", "--json").stdout)["problems"]
+    assert any('these settings are of generation 1; set generation.name = "2"' in one for one in problems), problems
+    refuse_other_generation(static.settings)  # The workers that the command started go on.
 
     again = static.run("reindex", "--encoder", MODEL, "--yes")
     assert again.returncode == 1
@@ -87,6 +103,8 @@ def test_a_generation_is_made_measured_gone_over_to_and_the_old_one_taken_away(
         workers[stage].wait(30)
     dropped = static.run("reindex", "--drop", "1", "--yes")
     assert dropped.returncode == 0, told(dropped)
+    with pytest.raises(Misconfigured, match="questions are answered from generation 2"):
+        refuse_other_generation(static.settings)
 
     # What comes now is worked on by those that the command started, and that go on.
     publish(static, tmp_path / "after", DOCUMENTS, 2)
@@ -146,14 +164,15 @@ def test_without_workers_the_command_says_who_is_missing_and_can_be_run_again(
     assert "nobody works for chunk, embed, upsert-milvus, upsert-opensearch, commit" in told(alone)
     record = read_generations(static.settings.kafka)
     assert (record.live, record.held, record.phase, set(record.known)) == ("", [], "filling", {"", "2"})
-    other = static.run("reindex", "--backend", "static", "--encoder-settings", str(context(tmp_path)), "--yes")
+    other = static.run("reindex", *other_encoder(tmp_path), "--yes")
     assert (other.returncode, f"generation 2 is being made, of {MODEL}" in told(other)) == (1, True)
 
 
-def context(folder: Path) -> Path:
+def other_encoder(folder: Path) -> list[str]:
+    """One that is loaded at once."""
     file = folder / "context.toml"
     file.write_text('[encoder]\ncontext = "none"\n')
-    return file
+    return ["--backend", "static", "--encoder-settings", str(file)]
 
 
 def test_a_run_ends_when_another_one_begins(static: Deployment, tmp_path: Path) -> None:
@@ -174,3 +193,126 @@ def test_a_run_ends_when_another_one_begins(static: Deployment, tmp_path: Path) 
     finally:
         first.kill()
     assert (first.returncode, b"another run has begun" in errors) == (1, True), errors
+
+
+def test_what_was_deleted_is_not_back_though_kafka_has_forgotten_the_deletion(
+    static: Deployment, tmp_path: Path
+) -> None:
+    static.start_all()
+    publish(static, tmp_path / "some", 0, 3)
+    deleted = static.run("delete", "--urgent", "--wait", "pump1.txt")
+    assert deleted.returncode == 0, told(deleted)
+    forget(static.settings, "documents.urgent")
+    made = static.run("reindex", *other_encoder(tmp_path), "--yes", timeout=300)
+    assert made.returncode == 0, told(made)
+    assert read_generations(static.settings.kafka).live == "2"
+    assert sorted(found(static, "Where does pump 1 stand?")) == ["pump0.txt", "pump2.txt"]
+    assert "deletions published again that Kafka no longer had: 1" in told(made)
+
+
+def forget(settings: Settings, name: str) -> None:
+    """All that a compacted topic holds goes, as its null values do after a day."""
+    topic, admin = settings.kafka.names.topic(name), AdminClient(settings.kafka.confluent())
+    bounds = watermarks(settings.kafka.confluent(), topic)
+    clean_up(admin, topic, "compact,delete")
+    while True:
+        asked = admin.delete_records([TopicPartition(topic, number, end) for number, (_, end) in bounds.items()])
+        try:
+            for gone in asked.values():
+                gone.result()
+            break
+        except KafkaException as refused:  # The broker has yet to hear of it.
+            if refused.args[0].code() != KafkaError.POLICY_VIOLATION:
+                raise
+    clean_up(admin, topic, "compact")
+
+
+def clean_up(admin: AdminClient, topic: str, policy: str) -> None:
+    entry = ConfigEntry("cleanup.policy", policy, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    for altered in admin.incremental_alter_configs([resource]).values():
+        altered.result()
+
+
+def being_made(settings: Settings) -> Generations:
+    return sides(settings, Generations(), {"backend": "static", "context": "none"}, rollback=False)[2]
+
+
+def test_a_command_that_refuses_ends_nobodys_run(static: Deployment) -> None:
+    refusals = {
+        ("--drop", "1"): "generation 1 is live",
+        ("--drop", "7"): "there is no generation 7",
+        ("--encoder", MODEL): "generation 2 is being made",
+        ("--rollback",): "generation 2 is being made: take it away first",
+    }
+    with changing_generations(static.settings.kafka) as change:
+        change.write(being_made(static.settings))
+        for arguments, why in refusals.items():
+            refused = static.run("reindex", *arguments, "--yes")
+            assert (refused.returncode, why in told(refused)) == (1, True), told(refused)
+        change.write(change.record)
+
+
+@pytest.mark.parametrize("arguments", [("--no-flip",), ("--rollback", "--yes")])
+def test_a_flip_that_was_killed_before_it_was_done_is_undone_by_who_does_not_want_it(
+    static: Deployment, arguments: tuple[str, ...]
+) -> None:
+    with changing_generations(static.settings.kafka) as change:
+        change.write(closing(near(being_made(static.settings), "2"), {}))
+    undone = static.run("reindex", *arguments)
+    assert undone.returncode == 0, told(undone)
+    assert "Generation 2 is there, and generation 1 goes on. `headrace reindex` goes over to it." in told(undone)
+    record = read_generations(static.settings.kafka)
+    assert (record.live, record.held, record.phase, record.target) == ("", [], "filling", "2")
+
+
+def test_what_has_just_ended_is_in_nobodys_way(static: Deployment, tmp_path: Path) -> None:
+    static.start_all(DOCUMENT_STAGES)
+    publish(static, tmp_path / "some", 0, 2)
+    encoder = other_encoder(tmp_path)
+    made = static.run("reindex", *encoder, "--no-flip", timeout=300)
+    assert made.returncode == 0, told(made)
+    again = static.run("reindex", *encoder, "--no-flip", timeout=300)
+    assert again.returncode == 0, told(again)
+    assert "started its workers: chunk, embed, upsert-milvus, upsert-opensearch, commit" in told(again)
+    dropped = static.run("reindex", "--drop", "2", "--yes")
+    assert dropped.returncode == 0, told(dropped)
+    record = read_generations(static.settings.kafka)
+    assert (record.live, set(record.known), record.highest) == ("", {""}, 2)
+
+
+def test_whoever_begins_while_a_generation_is_taken_away_finds_it_as_it_was(static: Deployment) -> None:
+    made = static.run("reindex", "--encoder", MODEL, "--no-flip", "--no-workers")
+    assert made.returncode == 0, told(made)
+    kafka = static.settings.kafka
+    dropping = subprocess.Popen(
+        static.command("reindex", "--drop", "2", "--yes"), env=static.environment, stderr=subprocess.PIPE
+    )
+    try:
+        while "2" in read_generations(kafka).known:
+            assert dropping.poll() is None
+        with changing_generations(kafka):
+            _, errors = dropping.communicate(timeout=120)
+    finally:
+        dropping.kill()
+    assert (dropping.returncode, b"another run has begun" in errors) == (1, True), errors
+    assert (
+        kafka.of_generation("2").names.topic("documents.chunks") in AdminClient(kafka.confluent()).list_topics().topics
+    )
+
+
+def test_a_run_whose_terminal_is_gone_ends_as_by_ctrl_c(static: Deployment) -> None:
+    static.start_all(DOCUMENT_STAGES)
+    run = subprocess.Popen(
+        static.command("reindex", "--encoder", MODEL, "--yes"), env=static.environment, stderr=subprocess.PIPE
+    )
+    try:
+        assert run.stderr is not None
+        while b"started its workers" not in (line := run.stderr.readline()):
+            assert line, "it ended"
+        run.send_signal(signal.SIGHUP)
+        run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode > 0
+    assert not GenerationWorkers(static.settings.worker.data_dir, "2").running()

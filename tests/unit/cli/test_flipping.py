@@ -239,12 +239,39 @@ def test_a_rollback_is_the_same_in_the_other_direction() -> None:
     assert target_of(model.record) == OLD
     flip(model.record, OLD, model, catch_up_s=60)
     assert (model.record.live, model.record.telling, model.record.previous) == (OLD, OLD, NEW)
-    assert model.record.known[NEW].state == flipping.STATE_KEPT
+    assert model.record.known[NEW].state == flipping.STATE_LEFT
 
 
 def test_a_rollback_that_is_not_wanted_after_all_leaves_nothing_under_way() -> None:
     back = flipping.far(near(carried_out(7).record, OLD))
     assert (back.phase, back.known[OLD].state, target_of(back)) == ("done", flipping.STATE_KEPT, None)
+
+
+def returning() -> Generations:
+    """A rollback that has just begun."""
+    record = carried_out(7).record
+    return registered(record, OLD, {"model": "old"}, live_encoder={"model": "new"}, now=NOW)
+
+
+def test_a_rollback_that_is_killed_while_the_old_one_catches_up_is_still_under_way() -> None:
+    record = returning()
+    assert (record.phase, target_of(record), flipping.goes_back(record)) == ("filling", OLD, True)
+    assert record.known[OLD].encoder == {"model": "old"}
+
+
+@pytest.mark.parametrize("phase", ["near", "closing", "flipped", "telling"])
+def test_a_flip_and_a_rollback_are_told_apart_in_every_phase(phase: str) -> None:
+    for record, target, back in ((ready(), NEW, False), (near(returning(), OLD), OLD, True)):
+        steps = {"near": record, "closing": flipping.closing(record, {})}
+        steps["flipped"] = flipping.flipped(steps["closing"], target)
+        steps["telling"] = flipping.telling(steps["flipped"])
+        assert (target_of(steps[phase]), flipping.goes_back(steps[phase])) == (target, back)
+
+
+def test_a_record_of_a_release_that_noted_no_target_goes_on() -> None:
+    record = flipping.replace(ready(), target=None)
+    assert target_of(record) == NEW
+    assert target_of(flipping.far(record)) == NEW
 
 
 def test_a_flip_that_is_not_wanted_after_all_is_still_under_way() -> None:
@@ -253,10 +280,14 @@ def test_a_flip_that_is_not_wanted_after_all_is_still_under_way() -> None:
 
 
 def test_generations_are_numbered_from_two_and_no_number_is_given_twice() -> None:
-    record = ready()
-    assert flipping.next_name({}, OLD) == "2"
-    assert flipping.next_name(record.known, OLD) == "3"
-    assert flipping.next_name({}, "4") == "5"
+    assert flipping.next_name(Generations()) == "2"
+    assert flipping.next_name(ready()) == "3"
+    assert flipping.next_name(without(ready(), NEW)) == "3"
+
+
+def test_a_number_is_not_given_again_where_a_command_of_an_earlier_release_forgot_the_highest() -> None:
+    assert flipping.next_name(flipping.replace(ready(), highest=1)) == "3"
+    assert flipping.next_name(Generations(live="4")) == "5"
 
 
 def test_the_live_generation_and_one_that_a_flip_goes_to_are_not_dropped() -> None:

@@ -2,23 +2,29 @@
 
 import json
 import tomllib
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from xmlrpc.client import Fault
 
 import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from headrace.cli import app, reindex
-from headrace.cli.flipping import registered
-from headrace.cli.reindexing import encoder_environment, environment_of, settings_lines
+from headrace.cli.choosing import encoder_of, sides
+from headrace.cli.flipping import STATE_KEPT, closing, done, far, flipped, near, target_of, telling
+from headrace.cli.generation_settings import encoder_environment, environment_of, not_live, settings_lines
 from headrace.config import load_settings
 from headrace.encoders.settings import STATIC_MODEL, EncoderSettings
 from headrace.errors import HeadraceError, Misconfigured
 from schemas import Generations
+from topics.generations import Change, Overtaken
 
 STATIC = EncoderSettings(backend="static", model=STATIC_MODEL)
+STATIC_GIVEN = {"backend": "static"}
+OTHER = {"backend": "static", "context": "none"}
 ENDPOINT = {
     "backend": "openai",
     "model": "it's",
@@ -38,22 +44,6 @@ def given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("HEADRACE_ENCODER__TOKENIZER", "/tokenizer")
     monkeypatch.setenv("HEADRACE_KAFKA__TOPIC_PREFIX", "x.")
     return file
-
-
-def wanted(encoder: dict[str, Any] | None = None, *, rollback: bool = False) -> reindex._Wanted:
-    return reindex._Wanted(
-        encoder=encoder,
-        rollback=rollback,
-        questions=[],
-        tenant="",
-        rate=0,
-        own_workers=True,
-        flip=True,
-        yes=True,
-        without_missing=False,
-        catch_up_s=1,
-        idle_s=1,
-    )
 
 
 @pytest.mark.parametrize("encoder", [STATIC, EncoderSettings.model_validate(ENDPOINT)])
@@ -96,10 +86,10 @@ def test_what_is_said_to_set_can_be_set_and_has_no_secret(monkeypatch: pytest.Mo
 
 def test_how_the_encoder_is_run_stays_as_far_as_it_fits() -> None:
     settings = load_settings(encoder={"threads": 3, "precision": "bfloat16", "device": "cuda:1", "context": "none"})
-    encoder = reindex._encoder(settings, {"backend": "static"})
+    encoder = encoder_of(settings, {"backend": "static"})
     assert (encoder.model, encoder.threads, encoder.context) == (STATIC_MODEL, 3, "none")
     assert (encoder.precision, encoder.device) == ("float32", "auto")
-    assert reindex._encoder(settings, {"backend": "static", "threads": 1, "context": "title"}).threads == 1
+    assert encoder_of(settings, {"backend": "static", "threads": 1, "context": "title"}).threads == 1
 
 
 @pytest.mark.parametrize(
@@ -113,56 +103,134 @@ def test_how_the_encoder_is_run_stays_as_far_as_it_fits() -> None:
 )
 def test_an_encoder_that_cannot_be_had_is_refused_before_anything_is_made(encoder: dict[str, Any], why: str) -> None:
     with pytest.raises(Misconfigured, match=why):
-        reindex._encoder(load_settings(), encoder)
+        encoder_of(load_settings(), encoder)
 
 
 def test_the_first_change_makes_generation_2_and_notes_the_first_one() -> None:
     settings = load_settings()
-    old, new, record = reindex._sides(settings, Generations(), wanted({"backend": "static"}))
-    assert (old.generation.name, new.generation.name, record.phase) == ("", "2", "filling")
+    old, new, record = sides(settings, Generations(), STATIC_GIVEN, rollback=False)
+    assert (old.generation.name, new.generation.name, record.phase, record.target) == ("", "2", "filling", "2")
     assert record.known[""].encoder == settings.encoder.vectors()
     assert record.known["2"].encoder == STATIC.vectors() == new.encoder.vectors()
 
 
-def test_the_same_command_goes_on_where_it_was_and_needs_not_say_with_what() -> None:
-    settings = load_settings()
-    _, _, record = reindex._sides(settings, Generations(), wanted({"backend": "static"}))
-    for again in (wanted({"backend": "static"}), wanted()):
-        _, new, same = reindex._sides(settings, record, again)
+def making() -> Generations:
+    """Generation 2 is being made."""
+    return sides(load_settings(), Generations(), STATIC_GIVEN, rollback=False)[2]
+
+
+def held() -> Generations:
+    """Generation 2 is about to be live."""
+    return closing(near(making(), "2"), {})
+
+
+def gone_over() -> Generations:
+    """Generation 2 is live, and the first one is kept."""
+    return done(telling(flipped(held(), "2")))
+
+
+@pytest.mark.parametrize("given", [STATIC_GIVEN, None])
+def test_the_same_command_goes_on_where_it_was_and_needs_not_say_with_what(given: dict[str, Any] | None) -> None:
+    for record in (making(), held()):
+        _, new, same = sides(load_settings(), record, given, rollback=False)
         assert (new.generation.name, new.encoder.vectors(), same) == ("2", STATIC.vectors(), record)
 
 
+def test_a_rollback_goes_on_where_it_was_and_needs_not_say_so() -> None:
+    *_, record = sides(load_settings(), gone_over(), None, rollback=True)
+    for rollback in (True, False):
+        old, new, same = sides(load_settings(), record, None, rollback=rollback)
+        assert (old.generation.name, new.generation.name, same) == ("2", "", record)
+
+
+def test_a_generation_that_was_kept_catches_up_and_goes_on_where_it_was() -> None:
+    settings = load_settings().of_generation("2", STATIC.vectors())
+    *_, record = sides(settings, gone_over(), load_settings().encoder.vectors(), rollback=False)
+    assert (record.phase, target_of(record), set(record.known)) == ("filling", "", {"", "2"})
+    assert sides(settings, record, None, rollback=False)[1].generation.name == ""
+    assert far(record).known[""].state == STATE_KEPT
+
+
 @pytest.mark.parametrize(
-    ("of", "why"),
+    ("record", "given", "rollback", "why"),
     [
-        (wanted({"backend": "static", "context": "none"}), "is being made, of wordllama/l2_supercat_256"),
-        (wanted(rollback=True), "take it away first"),
+        (making, OTHER, False, "is being made, of wordllama/l2_supercat_256 .* --drop 2"),
+        (making, None, True, "take it away first"),
+        (held, OTHER, False, "half done: end that first"),
+        (lambda: flipped(held(), "2"), OTHER, False, "half done: end that first"),
     ],
 )
-def test_something_else_than_what_is_on_its_way_is_refused(of: reindex._Wanted, why: str) -> None:
-    settings = load_settings()
-    _, _, record = reindex._sides(settings, Generations(), wanted({"backend": "static"}))
+def test_something_else_than_what_is_on_its_way_is_refused(
+    record: Callable[[], Generations], given: dict[str, Any] | None, rollback: bool, why: str
+) -> None:
     with pytest.raises(HeadraceError, match=why):
-        reindex._sides(settings, record, of)
+        sides(load_settings(), record(), given, rollback=rollback)
 
 
 def test_the_encoder_that_is_live_is_refused() -> None:
     with pytest.raises(HeadraceError, match="has just these vectors"):
-        reindex._sides(load_settings(), Generations(), wanted({}))
+        sides(load_settings(), Generations(), {}, rollback=False)
 
 
 def test_nobody_goes_back_to_where_nobody_was() -> None:
     with pytest.raises(HeadraceError, match="no generation to go back to"):
-        reindex._sides(load_settings(), Generations(), wanted(rollback=True))
+        sides(load_settings(), Generations(), None, rollback=True)
 
 
 def test_after_the_flip_the_generation_that_is_left_is_the_one_before() -> None:
-    settings = load_settings()
-    at = datetime(2026, 5, 1, tzinfo=UTC)
-    record = registered(Generations(), "2", STATIC.vectors(), live_encoder=settings.encoder.vectors(), now=at)
-    record = Generations(live="2", telling=None, previous="", known=record.known, phase="flipped")
-    old, new, _ = reindex._sides(settings, record, wanted())
+    old, new, _ = sides(load_settings(), flipped(held(), "2"), None, rollback=False)
     assert (old.generation.name, new.generation.name) == ("", "2")
+
+
+def test_settings_of_another_generation_than_the_live_one_are_told_what_to_set() -> None:
+    settings = load_settings()
+    assert not_live(settings, Generations()) is None
+    assert not_live(settings, making()) is None
+    assert not_live(settings.of_generation("2", STATIC.vectors()), gone_over()) is None
+    said = not_live(settings, gone_over())
+    assert said is not None
+    assert 'set generation.name = "2", encoder.backend = "static", encoder.model = "wordllama/' in said
+
+
+@dataclass
+class Record:
+    """Stands for the right to change the record. `really` is what stands there, where that isn't known."""
+
+    record: Generations
+    really: Generations | None = None
+
+    def settle(self) -> Generations:
+        self.record = self.really or self.record
+        return self.record
+
+    def write(self, record: Generations) -> None:
+        self.record = record
+
+
+@pytest.mark.parametrize(
+    "end",
+    [KeyboardInterrupt(), HeadraceError(), OSError("the terminal is gone"), Fault(6, "SHUTDOWN_STATE"), SystemExit(1)],
+    ids=lambda end: type(end).__name__,
+)
+def test_however_a_run_ends_before_the_flip_nothing_stays_held(end: BaseException) -> None:
+    change = Record(held())
+    with pytest.raises(type(end)), reindex._undoing(cast(Change, change), "2", None):
+        raise end
+    assert (change.record.held, change.record.phase, target_of(change.record)) == ([], "filling", "2")
+
+
+def test_a_run_that_ends_after_the_flip_undoes_nothing_though_nobody_had_told_it_of_that() -> None:
+    change = Record(held(), really=flipped(held(), "2"))
+    with pytest.raises(KeyboardInterrupt), reindex._undoing(cast(Change, change), "2", None):
+        raise KeyboardInterrupt
+    assert (change.record.live, change.record.phase) == ("2", "flipped")
+
+
+def test_a_run_that_another_one_has_ended_leaves_the_record_to_that_one() -> None:
+    change = Record(held())
+    with pytest.raises(Overtaken), reindex._undoing(cast(Change, change), "2", None):
+        raise Overtaken
+    assert change.record.held == [""]
 
 
 def test_a_key_stays_a_secret_but_for_the_workers() -> None:
