@@ -48,11 +48,11 @@ def told(command: "subprocess.CompletedProcess[bytes]") -> str:
     return command.stderr.decode() + command.stdout.decode()
 
 
-def publish(deployment: Deployment, folder: Path, first: int, count: int) -> None:
+def publish(deployment: Deployment, folder: Path, first: int, count: int, *waiting: str) -> None:
     folder.mkdir()
     for number in range(first, first + count):
         (folder / f"pump{number}.txt").write_text(f"Pump {number} stands at lock {number}. It runs at night.")
-    published = deployment.run("publish", "--wait", str(folder))
+    published = deployment.run("publish", *waiting, str(folder))
     assert published.returncode == 0, told(published)
 
 
@@ -66,7 +66,7 @@ def test_a_generation_is_made_measured_gone_over_to_and_the_old_one_taken_away(
     static: Deployment, tmp_path: Path
 ) -> None:
     workers = static.start_all()
-    publish(static, tmp_path / "before", 0, DOCUMENTS)
+    publish(static, tmp_path / "before", 0, DOCUMENTS, "--wait")
     judged = tmp_path / "judged.jsonl"
     judged.write_text('{"query": "where is pump 3", "doc_ids": ["pump3.txt"]}\n')
 
@@ -142,8 +142,6 @@ def only_generation(deployment: Deployment, generation: str) -> None:
 def test_a_worker_that_does_not_come_up_ends_the_command_with_its_last_words_and_nothing_is_left_running(
     static: Deployment, tmp_path: Path
 ) -> None:
-    static.start_all(DOCUMENT_STAGES)
-    publish(static, tmp_path / "some", 0, 1)
     file = tmp_path / "encoder.toml"
     file.write_text('[encoder]\nbackend = "torch"\ndevice = "cuda:99"\n')
     ended = static.run("reindex", "--encoder-settings", str(file), "--yes", timeout=300)
@@ -157,7 +155,6 @@ def test_a_worker_that_does_not_come_up_ends_the_command_with_its_last_words_and
 def test_without_workers_the_command_says_who_is_missing_and_can_be_run_again(
     static: Deployment, tmp_path: Path
 ) -> None:
-    static.start_all(DOCUMENT_STAGES)
     publish(static, tmp_path / "some", 0, 2)
     alone = static.run("reindex", "--encoder", MODEL, "--yes", "--no-workers", "--timeout", "15")
     assert alone.returncode == 4, told(alone)
@@ -176,7 +173,6 @@ def other_encoder(folder: Path) -> list[str]:
 
 
 def test_a_run_ends_when_another_one_begins(static: Deployment, tmp_path: Path) -> None:
-    static.start_all(DOCUMENT_STAGES)
     publish(static, tmp_path / "some", 0, 1)
     first = subprocess.Popen(
         static.command("reindex", "--encoder", MODEL, "--yes", "--no-workers"),
@@ -199,7 +195,7 @@ def test_what_was_deleted_is_not_back_though_kafka_has_forgotten_the_deletion(
     static: Deployment, tmp_path: Path
 ) -> None:
     static.start_all()
-    publish(static, tmp_path / "some", 0, 3)
+    publish(static, tmp_path / "some", 0, 3, "--wait")
     deleted = static.run("delete", "--urgent", "--wait", "pump1.txt")
     assert deleted.returncode == 0, told(deleted)
     forget(static.settings, "documents.urgent")
@@ -268,7 +264,7 @@ def test_a_flip_that_was_killed_before_it_was_done_is_undone_by_who_does_not_wan
 
 def test_what_has_just_ended_is_in_nobodys_way(static: Deployment, tmp_path: Path) -> None:
     static.start_all(DOCUMENT_STAGES)
-    publish(static, tmp_path / "some", 0, 2)
+    publish(static, tmp_path / "some", 0, 2, "--wait")
     encoder = other_encoder(tmp_path)
     made = static.run("reindex", *encoder, "--no-flip", timeout=300)
     assert made.returncode == 0, told(made)
@@ -302,10 +298,13 @@ def test_whoever_begins_while_a_generation_is_taken_away_finds_it_as_it_was(stat
 
 
 def test_a_run_whose_terminal_is_gone_ends_as_by_ctrl_c(static: Deployment) -> None:
-    static.start_all(DOCUMENT_STAGES)
-    run = subprocess.Popen(
-        static.command("reindex", "--encoder", MODEL, "--yes"), env=static.environment, stderr=subprocess.PIPE
-    )
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` would have it ignored.
+    try:
+        run = subprocess.Popen(
+            static.command("reindex", "--encoder", MODEL, "--yes"), env=static.environment, stderr=subprocess.PIPE
+        )
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
     try:
         assert run.stderr is not None
         while b"started its workers" not in (line := run.stderr.readline()):

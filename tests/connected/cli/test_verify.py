@@ -149,7 +149,7 @@ def test_a_store_wiped_by_accident_is_rebuilt_from_kafka_alone(
 
 def test_a_repair_that_is_killed_is_finished_by_the_next(pipeline: Deployment, published: str) -> None:
     drop_index(pipeline, published, "docs")
-    slow = pipeline.command("verify", "-t", published, "--repair", "--yes", "--rate", "0.5")
+    slow = pipeline.command("verify", "-t", published, "--repair", "--yes", "--rate", "0.2")
     with subprocess.Popen(slow, env=pipeline.environment, stdout=subprocess.DEVNULL) as killed:
         wait_until(lambda: wiring.build_texts(pipeline.settings).count(published).chunks > 0)
         killed.kill()
