@@ -1,7 +1,8 @@
 """Runs every benchmark, each in a process of its own, and says which targets are met: `make bench`.
 
-`--quick` takes minutes and shows that they work, all but `scaling` unless that is named. `--keep` writes the tables
-into bench/README.md, docs/capacity.md and docs/operations.md, and the figures and plots into bench/results.
+`--quick` takes minutes and shows that they work, all but `peers`, `scale`, `stages` and `scaling` where none is named.
+`--keep` writes the tables into bench/README.md, docs/capacity.md and docs/operations.md, and the figures and plots into
+bench/results.
 """
 
 import argparse
@@ -22,8 +23,8 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 PLACES = {"capacity": DOCS / "capacity.md", "scaling": DOCS / "operations.md"}
 """Of the tables that don't stand in the README here."""
-NOT_QUICK = {"scaling"}
-"""Takes its time however little it measures, and `make bench QUICK=1` is over in five minutes."""
+NOT_QUICK = {"peers", "scale", "stages", "scaling"}
+"""They take their time however little they measure: environments to install, workers to start one after the other."""
 NAMES = ("ingest", "limit", "peers", "freshness", "query", "scale", "stages", "scaling", "gpu", "capacity")
 
 
