@@ -142,6 +142,7 @@ def only_generation(deployment: Deployment, generation: str) -> None:
 def test_a_worker_that_does_not_come_up_ends_the_command_with_its_last_words_and_nothing_is_left_running(
     static: Deployment, tmp_path: Path
 ) -> None:
+    publish(static, tmp_path / "some", 0, 1)
     file = tmp_path / "encoder.toml"
     file.write_text('[encoder]\nbackend = "torch"\ndevice = "cuda:99"\n')
     ended = static.run("reindex", "--encoder-settings", str(file), "--yes", timeout=300)
