@@ -18,7 +18,7 @@ help:
 	@echo "make check   lint, types, import rules and unit tests"
 	@echo "make test    every test, those against real servers included"
 	@echo "make chaos   kill, stop and freeze everything while 2,000 documents flow (SEED=7 gives run 7 again)"
-	@echo "make bench   what the pipeline costs, next to the bare encoder, a plain loop, other pipelines (QUICK=1: 5 minutes)"
+	@echo "make bench   what the pipeline costs, next to the bare encoder, a plain loop, other pipelines (QUICK=1: six of the ten, 5 minutes)"
 	@echo "make setup   the environment in .venv, from requirements.lock"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
 	@echo

@@ -16,7 +16,7 @@ from agents.stage import Item, Outgoing, Stage, reads
 from headrace import telemetry, tracing
 from headrace.encoders import Encoder, Vectors, context_of
 from headrace.encoders.context import Context
-from headrace.encoders.meter import Throughput
+from headrace.encoders.meter import RecentRate
 from headrace.reuse import VectorReuse
 from schemas import Chunk, ChunkBatch, EmbeddingBatch, encode
 from schemas.batches import pack_chunks, pack_vectors
@@ -37,10 +37,10 @@ class Embedder:
 
     encoder: Encoder
     reuse: VectorReuse | None = None
-    _throughput: Throughput = field(default_factory=Throughput, init=False)
+    _rate: RecentRate = field(default_factory=RecentRate, init=False)
 
     def __post_init__(self) -> None:
-        telemetry.EMBEDDING_QPS.set_function(self._throughput.a_second)
+        telemetry.EMBEDDING_QPS.set_function(self._rate.a_second)
 
     def stage(self, *, batch_messages: int, batch_bytes: int) -> Stage[ChunkBatch]:
         return Stage(
@@ -83,7 +83,7 @@ class Embedder:
                     contexts=[_context(identity.context, *chunks[place]) for place in anew],
                     urgent=lane == "urgent",
                 )
-            self._throughput.count(len(anew))
+            self._rate.count(len(anew))
         telemetry.CHUNKS_REUSED.labels(STAGE, lane).inc(len(reused))
         return vectors
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from headrace import telemetry
 
-THROUGHPUT_OVER_S = 60.0
+RATE_OVER_S = 60.0
 
 
 class Meter:
@@ -40,7 +40,7 @@ class Meter:
             self._calls += calls
 
 
-class Throughput:
+class RecentRate:
     """How many were done a second, over the last minute: none when nothing came for so long. From any thread."""
 
     def __init__(self) -> None:
@@ -55,8 +55,8 @@ class Throughput:
     def a_second(self) -> float:
         with self._lock:
             self._forget()
-            return sum(done for _, done in self._done) / THROUGHPUT_OVER_S
+            return sum(done for _, done in self._done) / RATE_OVER_S
 
     def _forget(self) -> None:
-        while self._done and self._done[0][0] <= time.monotonic() - THROUGHPUT_OVER_S:
+        while self._done and self._done[0][0] <= time.monotonic() - RATE_OVER_S:
             self._done.popleft()

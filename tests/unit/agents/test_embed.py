@@ -11,7 +11,7 @@ from agents.embed import Embedder, decode_chunks
 from agents.stage import Outgoing, check_size
 from agents.upsert_milvus import MilvusUpserter
 from headrace.encoders import Vectors
-from headrace.encoders.meter import THROUGHPUT_OVER_S
+from headrace.encoders.meter import RATE_OVER_S
 from headrace.errors import Poison
 from headrace.reuse import VectorReuse
 from schemas import Attributes, Batch, Chunk, ChunkBatch, EmbeddingBatch, EncoderIdentity, Replaced, Revision, decode
@@ -125,8 +125,8 @@ async def test_what_is_embedded_shows_in_embedding_qps_and_an_idle_encoder_has_n
     embedder = Embedder(encoder=FakeEncoder())
     assert REGISTRY.get_sample_value("embedding_qps") == 0
     await embedder.work([item(batch("a", "b", "c"))])
-    assert REGISTRY.get_sample_value("embedding_qps") == 3 / THROUGHPUT_OVER_S
-    later = time.monotonic() + THROUGHPUT_OVER_S
+    assert REGISTRY.get_sample_value("embedding_qps") == 3 / RATE_OVER_S
+    later = time.monotonic() + RATE_OVER_S
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert REGISTRY.get_sample_value("embedding_qps") == 0
 

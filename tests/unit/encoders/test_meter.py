@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from headrace.encoders import Vectors
-from headrace.encoders.meter import THROUGHPUT_OVER_S, Meter, Throughput
+from headrace.encoders.meter import RATE_OVER_S, Meter, RecentRate
 from headrace.encoders.reading import Read
 from headrace.encoders.transformer import Ids, TransformerEncoder
 from schemas import EncoderIdentity
@@ -73,15 +73,15 @@ def test_what_fails_is_busy_and_has_read_nothing(clock: Clock) -> None:
 def test_a_throughput_is_of_the_last_minute_and_nothing_when_nothing_came(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    throughput = Throughput()
+    throughput = RecentRate()
     assert throughput.a_second() == 0
     throughput.count(60)
-    now += THROUGHPUT_OVER_S / 2
+    now += RATE_OVER_S / 2
     throughput.count(240)
-    assert throughput.a_second() == 300 / THROUGHPUT_OVER_S
-    now += THROUGHPUT_OVER_S / 2
-    assert throughput.a_second() == 240 / THROUGHPUT_OVER_S
-    now += THROUGHPUT_OVER_S
+    assert throughput.a_second() == 300 / RATE_OVER_S
+    now += RATE_OVER_S / 2
+    assert throughput.a_second() == 240 / RATE_OVER_S
+    now += RATE_OVER_S
     assert throughput.a_second() == 0
 
 
