@@ -1,11 +1,12 @@
 """Dashboards and alerts on real data: what every query of them says of workers that work, and of workers in trouble.
 
-    python -m bench.alerts            # about eight minutes; it needs the local servers, and Prometheus or Go
+    python -m bench.alerts            # about ten minutes; it needs the local servers, and Prometheus or Go
 
-Six workers of their own run on the servers of the settings, and a real Prometheus reads their /metrics. Every query of
-the dashboards is asked. Then one trouble after the other is made, and what fires is told. So that this doesn't take
-hours, the rules run `FASTER` times as fast: windows, `for`, and every bound of 60 seconds and more are divided. Shares
-and counts are as they are. What each alert does at its true pace, tests/data/prometheus shows.
+Six workers of their own run on the servers of the settings, with a language model that always gives the same answer,
+and a real Prometheus reads their /metrics. Every query of the dashboards is asked. Then one trouble after the other is
+made, and what fires is told. So that this takes no hours, the rules run `FASTER` times as fast, those of `DAYS` more
+so: windows, `for`, and every bound of 60 seconds and more are divided. Shares and counts are as they are. What each
+alert does at its true pace, tests/data/prometheus shows.
 """
 
 import json
@@ -27,19 +28,22 @@ from rich.table import Table
 
 from bench import prometheus
 from bench.deployment import STATIC, Deployment, deployment
+from bench.language_model import LanguageModel, language_model, prices
 from headrace.cli.console import out
 from headrace.cli.publishing import producer_config
 from headrace.cli.worker import command
 from topics import GROUPS
 
 FASTER = 30
+A_DAY_A_MINUTE = 1440
+DAYS = {"HeadraceModelCostJumped": A_DAY_A_MINUTE, "HeadraceModelUsageEstimated": A_DAY_A_MINUTE}
+"""What looks back over a day, or waits for an hour."""
 FIRES_WITHIN_S = 240.0
 NOWHERE = "http://127.0.0.1:9"
 """Nobody listens there: what a server that is away looks like."""
-NO_MODEL = "no language model runs here"
 EMPTY = {
-    "headrace_llm_": NO_MODEL,
-    "headrace_citations_removed_total": NO_MODEL,
+    "headrace_llm_usage_estimated_total": "the model's server counts its tokens",
+    "headrace_citations_removed_total": "the model cites what it was given",
     "headrace_gpu_": "no GPU here",
     "keda_": "no KEDA here",
     "headrace_chunks_reused_total": "nothing was updated",
@@ -52,28 +56,28 @@ EMPTY = {
 }
 """Why a query may say nothing while all is well, by what is in it."""
 ELSEWHERE = {
-    "HeadraceModelCostJumped": NO_MODEL,
-    "HeadraceModelUsageEstimated": NO_MODEL,
     "HeadraceScalerErrors": "no KEDA here",
     "HeadraceLagWithoutPods": "no KEDA here",
 }
 """Alerts that can't be provoked here; their rule tests show them."""
 
 
-def faster(expr: str) -> str:
+def faster(expr: str, by: int = FASTER) -> str:
     """The expression with its windows and bounds of time divided."""
-    expr = re.sub(r"(?<![\w.])(\d+)([mhd])\b", lambda found: _divided(found[1], found[2]), expr)
+    expr = re.sub(r"(?<![\w.])\d+[mhd]\b", lambda found: divided(found[0], by), expr)
     expr = re.sub(
         r"([<>]) (\d+)(?![\d.])",
-        lambda found: f"{found[1]} {int(found[2]) / FASTER:g}" if int(found[2]) >= 60 else found[0],
+        lambda found: f"{found[1]} {int(found[2]) / by:g}" if int(found[2]) >= 60 else found[0],
         expr,
     )
     # The bucket above 120 / FASTER.
     return expr.replace('le="300.0"', 'le="10.0"').replace('le="120.0"', 'le="5.0"')
 
 
-def _divided(number: str, unit: str) -> str:
-    return f"{int(number) * {'m': 60, 'h': 3600, 'd': 86400}[unit] // FASTER}s"
+def divided(duration: str, by: int = FASTER) -> str:
+    """Of one number and unit, as Prometheus writes them."""
+    milliseconds = int(duration[:-1]) * {"m": 60, "h": 3600, "d": 86400}[duration[-1]] * 1000 // by
+    return f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s"
 
 
 class Prometheus:
@@ -105,9 +109,10 @@ def running(deployed: Deployment) -> Iterator[Prometheus]:
     for group in rules["groups"]:
         group["interval"] = "1s"
         for rule in group["rules"]:
-            rule["expr"] = faster(rule["expr"])
+            by = DAYS.get(rule.get("alert"), FASTER)
+            rule["expr"] = faster(rule["expr"], by)
             if "for" in rule:
-                rule["for"] = _divided(rule["for"][:-1], rule["for"][-1])
+                rule["for"] = divided(rule["for"], by)
     folder, first = deployed.folder, deployed.settings.worker.port
     targets = [f"127.0.0.1:{first + place}" for place in range(len(GROUPS))]
     jobs = [{"job_name": "headrace", "scrape_interval": "1s", "static_configs": [{"targets": targets}]}]
@@ -151,6 +156,7 @@ class Trouble:
         self._names = deployed.settings.kafka.names
         self._producer = Producer({**producer_config(deployed.settings.kafka.confluent()), "linger.ms": 0})
         self._published = 0
+        self._asked = 0
 
     def publish(self, count: int, *, lane: str = "raw", broken: bool = False) -> None:
         for _ in range(count):
@@ -160,9 +166,10 @@ class Trouble:
         self._producer.flush()
 
     def ask(self, count: int) -> None:
-        for number in range(count):
-            value = json.dumps({"query": f"When does sluice {number} open?", "mode": "answer"})
-            headers = [("kafka_correlationId", str(number).encode())]
+        for _ in range(count):
+            self._asked += 1
+            value = json.dumps({"query": f"When does sluice {self._asked} open?", "mode": "answer"})
+            headers = [("kafka_correlationId", str(self._asked).encode())]
             self._producer.produce(self._names.topic("queries"), value, headers=headers)
         self._producer.flush()
 
@@ -208,13 +215,13 @@ class Trouble:
 
 
 def main() -> None:
-    with deployment({**STATIC, **os.environ}) as deployed:
+    with language_model() as model, deployment({**STATIC, **os.environ, **model.environment}) as deployed:
         deployed.start()
         deployed.wait()
         with running(deployed) as server:
             trouble = Trouble(deployed, server)
             silent = _healthy(trouble)
-            _make(trouble)
+            _make(trouble, model)
             out().print(_dashboards_in_trouble(server))
             over = _mended(trouble)
     missing = sorted(prometheus.alerts().keys() - trouble.seen.keys() - ELSEWHERE.keys())
@@ -252,7 +259,9 @@ def _asked(expr: str) -> str:
     return expr.replace("[5m]", "[30s]").replace("[30m]", "[60s]")
 
 
-def _make(trouble: Trouble) -> None:
+def _make(trouble: Trouble, model: LanguageModel) -> None:
+    _expensive(trouble, model)
+
     long_ago = int((time.time() - 4 * 86400) * 1000)
     trouble.publish(1, broken=True)
     trouble.provokes("a record that is not JSON", "HeadraceDeadLetters")
@@ -309,6 +318,21 @@ def _make(trouble: Trouble) -> None:
     trouble.provokes("commit restarts again and again", "HeadraceWorkerRestarts", meanwhile=again)
     _alone_in_its_group(trouble)
     _frozen_and_gone(trouble)
+
+
+def _expensive(trouble: Trouble, model: LanguageModel) -> None:
+    a_day_ago = f"sum(headrace_llm_cost_total offset {divided('1d', A_DAY_A_MINUTE)})"
+
+    def asked_for_a_day() -> bool:
+        trouble.ask(1)
+        return bool(trouble.server.query(a_day_ago))
+
+    _until(asked_for_a_day, "the model has cost little for a day")
+    trouble.restart("query", **prices(10_000))
+    trouble.provokes("a model of 10,000 times the price", "HeadraceModelCostJumped", meanwhile=lambda: trouble.ask(5))
+    model.counts = False
+    trouble.provokes("a server that counts no tokens", "HeadraceModelUsageEstimated", meanwhile=lambda: trouble.ask(5))
+    model.counts = True
 
 
 def _frozen_and_gone(trouble: Trouble) -> None:
@@ -371,7 +395,8 @@ def _mended(trouble: Trouble) -> Mapping[str, float]:
 
 
 def _told(seen: Mapping[str, tuple[str, float, str]], over: Mapping[str, float]) -> Table:
-    table = Table("alert", "provoked by", "after s", "said", "over after s", title=f"Alerts, {FASTER} times as fast")
+    title = f"Alerts, {FASTER} times as fast, and a day a minute for {', '.join(DAYS)}"
+    table = Table("alert", "provoked by", "after s", "said", "over after s", title=title)
     for name, (done, seconds, said) in seen.items():
         ended = f"{over[name]:.0f}" if name in over else "remembers three days"
         table.add_row(name, done, f"{seconds:.0f}", said, ended)

@@ -19,12 +19,20 @@ def test_times_are_divided_and_shares_and_counts_are_not(expr: str, divided: str
     assert alerts.faster(expr) == divided
 
 
+def test_an_hour_is_two_and_a_half_seconds_where_a_day_is_a_minute() -> None:
+    expr = "increase(a[1h]) > 5 * increase(a[1d] offset 1h)"
+    its = "increase(a[2500ms]) > 5 * increase(a[60s] offset 2500ms)"
+    assert alerts.faster(expr, alerts.A_DAY_A_MINUTE) == its
+
+
 def test_every_rule_is_one_afterwards_too() -> None:
     rules = [rule for group in prometheus.rules()["groups"] for rule in group["rules"]]
     assert rules
     for rule in rules:
         promql.parse(alerts.faster(rule["expr"]))
+        promql.parse(alerts.faster(rule["expr"], alerts.A_DAY_A_MINUTE))
 
 
 def test_what_is_said_not_to_be_provoked_is_there() -> None:
     assert alerts.ELSEWHERE.keys() < prometheus.alerts().keys()
+    assert alerts.DAYS.keys() < prometheus.alerts().keys() - alerts.ELSEWHERE.keys()
