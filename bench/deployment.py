@@ -125,6 +125,13 @@ def deployment(environment: Mapping[str, str] | None = None) -> Iterator[Deploym
             _delete(settings)
 
 
+def machine_cpu_seconds() -> float:
+    """What all processes of this machine have used since it started."""
+    name, user, nice, system, _idle, _iowait, irq, softirq, *_ = Path("/proc/stat").read_text().split(maxsplit=8)
+    assert name == "cpu"
+    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
+
+
 def samples(page: str) -> Samples:
     """Of a worker's /metrics."""
     families = text_string_to_metric_families(page)

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from bench import report, text
-from bench.deployment import STATIC, Deployment, Silent, deployment
+from bench.deployment import STATIC, Deployment, Silent, deployment, machine_cpu_seconds
 from bench.report import Options, Report, Table, Target, spread
 from headrace import wiring
 from headrace.chunking import chunk
@@ -41,12 +41,15 @@ DEFAULT, STATIC_ENCODER, INT8 = "default model, torch float32", "static", "defau
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """`cpu_s` of the workers or of the encoder; `machine_cpu_s` of all that ran, servers and publisher included."""
+
     seconds: float
     cpu_s: float
+    machine_cpu_s: float
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """One encoder's, over so many chunks. CPU of the workers, by stage; that of the servers isn't counted."""
+    """One encoder's, over so many chunks. `cpu_s` of the workers, by stage."""
 
     chunks: int
     pipeline: Side
@@ -79,8 +82,10 @@ class Case:
         # A tenant's index and collection are made with its first document, which is not what is measured.
         self._publish(f"first-{number}", [Document(text="First.")])
         before = {stage: deployed.cpu_seconds([stage]) for stage in DOCUMENT_STAGES}
+        machine_before = machine_cpu_seconds()
         # Under other ids in each round: what hasn't changed would be skipped.
         tally = self._publish(f"round-{number}", self.documents)
+        machine_s = machine_cpu_seconds() - machine_before
         cpu_s = {stage: deployed.cpu_seconds([stage]) - before[stage] for stage in DOCUMENT_STAGES}
         peaks = {stage: deployed.memory(stage)[1] for stage in DOCUMENT_STAGES}
         deployed.stop()
@@ -88,7 +93,7 @@ class Case:
             sys.exit(f"{len(self.texts)} chunks were expected, and {tally.chunks} indexed")
         return Round(
             chunks=len(self.texts),
-            pipeline=Side(seconds=tally.seconds, cpu_s=sum(cpu_s.values())),
+            pipeline=Side(seconds=tally.seconds, cpu_s=sum(cpu_s.values()), machine_cpu_s=machine_s),
             bare=self._bare(),
             cpu_s=cpu_s,
             peak_rss_bytes=peaks,
@@ -96,9 +101,13 @@ class Case:
 
     def _bare(self) -> Side:
         self.encoder.encode(self.texts[:1], contexts=self.contexts[:1])
-        started, cpu_started = time.perf_counter(), time.process_time()
+        started, cpu_started, machine_before = time.perf_counter(), time.process_time(), machine_cpu_seconds()
         self.encoder.encode(self.texts, contexts=self.contexts)
-        return Side(seconds=time.perf_counter() - started, cpu_s=time.process_time() - cpu_started)
+        return Side(
+            seconds=time.perf_counter() - started,
+            cpu_s=time.process_time() - cpu_started,
+            machine_cpu_s=machine_cpu_seconds() - machine_before,
+        )
 
     def _publish(self, name: str, documents: Sequence[Document]) -> Tally:
         keys = [Key(text.TENANT, f"{name}-{number}") for number in range(len(documents))]
@@ -146,7 +155,7 @@ def run(options: Options) -> Report:
     return Report(
         name=NAME,
         what="Chunks a second through the whole pipeline, over those of the bare encoder on the same cores.",
-        tables=[_rates(rounds), _stages(rounds)],
+        tables=[_rates(rounds), _cores(rounds), _stages(rounds)],
         figures={"rounds": rounds, "int8_over_float32": faster},
         targets=targets,
     )
@@ -192,6 +201,26 @@ def _rates(rounds: Mapping[str, Sequence[Round]]) -> Table:
         for name, of_case in rounds.items()
     ]
     return Table("", ["encoder", "chunks", "pipeline, chunks/s", "bare, chunks/s", "pipeline / bare", "by CPU s"], rows)
+
+
+def _cores(rounds: Mapping[str, Sequence[Round]]) -> Table:
+    """Where the cores' time goes: what others take, the encoder doesn't get."""
+    rows = []
+    for name, of_case in rounds.items():
+        sides = {"pipeline": [one.pipeline for one in of_case], "bare": [one.bare for one in of_case]}
+        for side, of_side in sides.items():
+            chunks, seconds = sum(one.chunks for one in of_case), sum(one.seconds for one in of_side)
+            own, machine = sum(one.cpu_s for one in of_side), sum(one.machine_cpu_s for one in of_side)
+            rows.append(
+                [
+                    f"{name}, {side}",
+                    f"{1000 * own / chunks:.2f}",
+                    f"{1000 * (machine - own) / chunks:.2f}",
+                    f"{machine / seconds:.2f}",
+                ]
+            )
+    columns = ["", "own CPU s per 1,000 chunks", "the servers' and the publisher's", "cores busy"]
+    return Table("The machine", columns, rows)
 
 
 def _stages(rounds: Mapping[str, Sequence[Round]]) -> Table:

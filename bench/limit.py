@@ -8,7 +8,6 @@ event, or by the loop. Neither runs while the other does.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from opensearchpy import OpenSearch
 
 from bench import report, text
-from bench.deployment import STATIC, Deployment, Silent, deployment
+from bench.deployment import STATIC, Deployment, Silent, deployment, machine_cpu_seconds
 from bench.report import Options, Report, Table, Target, spread
 from headrace.cli.publishing import Outgoing, Tally, producer_config, publish
 from headrace.stores.milvus import collection_name
@@ -147,13 +146,6 @@ def _loop(deployed: Deployment, number: int, count: int) -> Side:
 
 def _topic(deployed: Deployment) -> str:
     return f"{deployed.settings.kafka.topic_prefix}loop"
-
-
-def machine_cpu_seconds() -> float:
-    """What all processes of this machine have used since it started."""
-    name, user, nice, system, _idle, _iowait, irq, softirq, *_ = Path("/proc/stat").read_text().split(maxsplit=8)
-    assert name == "cpu"
-    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
 
 
 def _rates(rounds: Sequence[Round]) -> Table:

@@ -2,7 +2,8 @@
 
 Documents of generated text go through the pipeline with the static encoder, in one deployment. At each mark, batches of
 2,000 more are published, and each is waited for: their seconds and the workers' CPU are the cost. Between the marks the
-deployment is filled in the same way, with all that is missing published at once. The workers are never restarted.
+deployment is filled in the same way, with all that is missing published at once, and the stores are left to merge what
+they got. The workers are never restarted.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from bench import report, text
-from bench.deployment import STATIC, Deployment, Silent, deployment
+from bench.deployment import STATIC, Deployment, Silent, deployment, machine_cpu_seconds
 from bench.report import Options, Plot, Report, Table, Target, spread
 from headrace.cli.publishing import Tally, publish
 from topics.table import DOCUMENT_STAGES
@@ -25,8 +26,10 @@ BATCHES, QUICK_BATCHES = 3, 1
 BATCH, QUICK_BATCH = 2_000, 500
 MEDIAN_WORDS = 80
 IDLE_S = 300.0
-SETTLE_S = 5.0
-"""After a fill, before a mark's first batch: what the stores still merge belongs to the fill."""
+QUIET = 0.3
+"""Cores busy. A fill is over when less is; what the stores still merge before that belongs to the fill."""
+LOOK_AT_QUIET_S = 5.0
+QUIET_WITHIN_S = 120.0
 LOOK_EVERY_S = 2.0
 WARM = 10_000
 """Documents after which every worker has had full batches, so that what it holds says something."""
@@ -53,10 +56,12 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """`held` documents were there before the batches. `fill_per_s` is how fast the ones before came in."""
+    """`held` documents were there before the batches. `fill_per_s` is how fast the ones before came in, and
+    `quiet_after_s` how long the stores went on with them."""
 
     held: int
     fill_per_s: float
+    quiet_after_s: float
     batches: list[Batch]
     rss_bytes: dict[str, int]
 
@@ -172,13 +177,24 @@ def run(options: Options) -> Report:
 def _mark(growing: Growing, mark: int, batches: int, size: int) -> Mark:
     missing = mark - growing.held
     fill = growing.add(missing)
-    time.sleep(SETTLE_S)
     return Mark(
         held=mark,
         fill_per_s=missing / fill.seconds,
+        quiet_after_s=_quiet(),
         batches=[growing.batch(size) for _ in range(batches)],
         rss_bytes=growing.rss_bytes(),
     )
+
+
+def _quiet() -> float:
+    """Seconds until the stores have done with what they were given before; at most `QUIET_WITHIN_S`."""
+    started = time.monotonic()
+    busy = QUIET
+    while busy >= QUIET and time.monotonic() - started < QUIET_WITHIN_S:
+        before, looked = machine_cpu_seconds(), time.monotonic()
+        time.sleep(LOOK_AT_QUIET_S)
+        busy = (machine_cpu_seconds() - before) / (time.monotonic() - looked)
+    return time.monotonic() - started
 
 
 def _slopes(looks: Sequence[Look], warm: int) -> dict[str, float]:
@@ -201,10 +217,18 @@ def _costs(marks: Sequence[Mark]) -> Table:
             spread([1000 * cpu_s for cpu_s in mark.cpu_s]).text(),
             f"{sum(batch.chunks for batch in mark.batches) / _documents(mark):.2f}",
             f"{mark.fill_per_s:,.0f}",
+            f"{mark.quiet_after_s:.0f}",
         ]
         for mark in marks
     ]
-    columns = ["documents held", "ms", "CPU ms of the workers", "chunks", "filled before at documents/s"]
+    columns = [
+        "documents held",
+        "ms",
+        "CPU ms of the workers",
+        "chunks",
+        "filled before at documents/s",
+        "stores quiet after s",
+    ]
     return Table("Cost of a document", columns, rows)
 
 
