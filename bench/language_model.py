@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-NAME = "quoting-model"
+NAME = "same-answer"
 ANSWER = "It opens at six [1]."
 
 
